@@ -1,0 +1,23 @@
+package deps
+import (
+ _ "filippo.io/age"
+ _ "filippo.io/age/armor"
+ _ "github.com/container-storage-interface/spec/lib/go/csi"
+ _ "github.com/fsnotify/fsnotify"
+ _ "github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+ _ "github.com/rogpeppe/go-internal/testscript"
+ _ "github.com/spf13/cobra"
+ _ "golang.org/x/sys/unix"
+ _ "golang.org/x/term"
+ _ "golang.org/x/sync/errgroup"
+ _ "google.golang.org/grpc"
+ _ "google.golang.org/grpc/credentials/insecure"
+ _ "k8s.io/klog/v2"
+ _ "k8s.io/klog/v2/textlogger"
+ _ "k8s.io/mount-utils"
+ _ "k8s.io/apimachinery/pkg/apis/meta/v1"
+ _ "sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+ _ "sigs.k8s.io/yaml"
+ _ "go.yaml.in/yaml/v3"
+ _ "k8s.io/component-base/logs/json"
+)

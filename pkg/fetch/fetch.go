@@ -1,0 +1,93 @@
+// Package fetch stands between a volume and the secret stores: it decides how
+// much is asked of a store, and lets nothing pass that no volume could hold.
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+)
+
+// DefaultTimeout bounds one fetch. It ends before kubelet's own two minutes for
+// a publish, so that kubelet gets to hear which store did not answer.
+const DefaultTimeout = 110 * time.Second
+
+// Fetcher fetches sets of files from providers. It is safe for concurrent use.
+type Fetcher struct {
+	providers *provider.Registry
+	timeout   time.Duration
+}
+
+// New returns a Fetcher that finds providers in registry and gives each fetch
+// at most timeout, DefaultTimeout where it is zero.
+func New(registry *provider.Registry, timeout time.Duration) *Fetcher {
+	if timeout <= 0 {
+		timeout = DefaultTimeout
+	}
+	return &Fetcher{providers: registry, timeout: timeout}
+}
+
+// Provider returns the provider of that name.
+func (f *Fetcher) Provider(name string) (provider.Provider, error) { return f.providers.Get(name) }
+
+// Fetch asks the provider of that name for req and checks its answer: paths,
+// modes, duplicates, and that no two files exclude each other. The caller
+// clears the result.
+func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) (provider.Result, error) {
+	p, err := f.providers.Get(name)
+	if err != nil {
+		return provider.Result{}, err
+	}
+	limited, cancel := f.limit(ctx)
+	defer cancel()
+	result, err := p.Fetch(limited, req)
+	if err != nil {
+		if ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("no answer in time: %w", err)
+		}
+		return provider.Result{}, fmt.Errorf("provider %q: %w", name, err)
+	}
+	if result.NotModified {
+		if len(req.Mounted) == 0 {
+			return provider.Result{}, answer(name, errors.New("it says \"not modified\" where nothing is mounted"))
+		}
+		return result, nil
+	}
+	if err := check(result); err != nil {
+		result.Clear()
+		return provider.Result{}, answer(name, err)
+	}
+	return result, nil
+}
+
+// limit ends a fetch a little before its caller gives up, so that the caller
+// hears the reason.
+func (f *Fetcher) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	timeout := f.timeout
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		timeout = min(timeout, left-min(left/20, 2*time.Second))
+	}
+	return context.WithTimeout(ctx, timeout)
+}
+
+func check(result provider.Result) error {
+	paths := make([]string, 0, len(result.Files))
+	for _, f := range result.Files {
+		if err := provider.CheckPath(f.Path); err != nil {
+			return err
+		}
+		if f.Mode&^0o777 != 0 {
+			return fmt.Errorf("the mode %#o of file %q is not from 0 to 0777", uint32(f.Mode), f.Path)
+		}
+		paths = append(paths, f.Path)
+	}
+	return provider.CheckPaths(paths)
+}
+
+func answer(name string, err error) error {
+	return &provider.Error{Kind: provider.Internal, Object: fmt.Sprintf("provider %q", name), Op: "its answer cannot be mounted", Err: err}
+}

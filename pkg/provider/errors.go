@@ -1,0 +1,89 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+)
+
+// Kind says what a failure means to the caller: it decides the gRPC code, the
+// retry and the label in metrics.
+type Kind int
+
+// The kinds of failure.
+const (
+	// Internal is a fault of the provider or of csi-secrets, and any failure of
+	// unknown kind.
+	Internal Kind = iota
+	// Invalid is a mistake in the class, the volume's attributes or its secrets:
+	// trying again does not help.
+	Invalid
+	// NotFound is a class, an object, a version or a key that does not exist.
+	NotFound
+	// Denied is an identity that was not accepted or lacks a permission.
+	Denied
+	// Throttled is a store that asks to be left alone for a while.
+	Throttled
+	// Unavailable is a store that cannot be reached or does not answer in time.
+	Unavailable
+	// TooLarge is content that exceeds a limit.
+	TooLarge
+)
+
+var kindNames = [...]string{"internal", "invalid", "not_found", "denied", "throttled", "unavailable", "too_large"}
+
+// String returns the kind's name as metrics show it, such as "not_found".
+func (k Kind) String() string {
+	if k < 0 || int(k) >= len(kindNames) {
+		return kindNames[Internal]
+	}
+	return kindNames[k]
+}
+
+// Error is a failure of known kind. Its text reads
+// `OBJECT: OP: ERR; REMEDY`, each part left out where it is empty, and never
+// holds a secret value or a token.
+type Error struct {
+	Kind   Kind
+	Object string // the object, parameter or file that it is about, with its noun: `object "db"`
+	Op     string // what was attempted, in words
+	Err    error  // why it failed
+	Remedy string // what a person can do
+	// Code is the store's own code where it has one, for metrics and status.
+	Code string
+	// RetryAfter is the wait that the store asked for; zero where it did not.
+	RetryAfter time.Duration
+}
+
+func (e *Error) Error() string {
+	var parts []string
+	for _, part := range []string{e.Object, e.Op} {
+		if part != "" {
+			parts = append(parts, part)
+		}
+	}
+	if e.Err != nil {
+		parts = append(parts, e.Err.Error())
+	}
+	text := strings.Join(parts, ": ")
+	if e.Remedy != "" {
+		text += "; " + e.Remedy
+	}
+	return text
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// KindOf returns the kind of the first *Error in err's chain. Without one, a
+// passed deadline is Unavailable and everything else Internal.
+func KindOf(err error) Kind {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+		return e.Kind
+	case errors.Is(err, context.DeadlineExceeded):
+		return Unavailable
+	}
+	return Internal
+}

@@ -1,0 +1,354 @@
+package provider
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// maxParameterBytes bounds the text of one parameter: a class is an API
+// object, and those end at about 1.5 MiB.
+const maxParameterBytes = 1536 << 10
+
+// Problem is one mistake in a class's parameters.
+type Problem struct {
+	// Key is the parameter, such as "objects".
+	Key string
+	// Line is where in the parameter's value, from 1; 0 where it is the whole.
+	Line int
+	// Item names the entry of a list, such as `entry 2 ("db")`; often empty.
+	Item string
+	// Field is the field of that entry; often empty.
+	Field string
+	// What is wrong, and what to do about it.
+	What, Remedy string
+	// Unknown marks a key that nothing reads: an error to a person who checks a
+	// class, and no reason to fail a mount.
+	Unknown bool
+}
+
+func (p Problem) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "parameter %q", p.Key)
+	if p.Line > 0 {
+		fmt.Fprintf(&b, ", line %d", p.Line)
+	}
+	if p.Item != "" {
+		fmt.Fprintf(&b, ", %s", p.Item)
+	}
+	if p.Field != "" {
+		fmt.Fprintf(&b, ", %q", p.Field)
+	}
+	fmt.Fprintf(&b, ": %s", p.What)
+	if p.Remedy != "" {
+		fmt.Fprintf(&b, "; %s", p.Remedy)
+	}
+	return b.String()
+}
+
+// Params reads the parameters of a class, key by key, and collects what is
+// wrong with them. A provider asks for every key that it knows, then looks at
+// Err or Problems: what was never asked for is unknown. It is not safe for
+// concurrent use.
+type Params struct {
+	values   map[string]string
+	asked    map[string]bool
+	items    []*Item
+	problems []Problem
+}
+
+// NewParams returns a reader of values, which it does not change.
+func NewParams(values map[string]string) *Params {
+	return &Params{values: values, asked: map[string]bool{}}
+}
+
+// Report adds a problem that the provider itself found.
+func (p *Params) Report(problem Problem) {
+	// The parser counts more characters as line breaks than a text editor does,
+	// and puts an unexpected end behind the last line.
+	problem.Line = min(problem.Line, strings.Count(p.values[problem.Key], "\n")+1)
+	p.problems = append(p.problems, problem)
+}
+
+// Optional returns the value of key without the white space around it, or ""
+// where it is absent.
+func (p *Params) Optional(key string) string {
+	p.asked[key] = true
+	return strings.TrimSpace(p.values[key])
+}
+
+// Required is Optional for a key that must not be empty; remedy tells what it
+// has to hold.
+func (p *Params) Required(key, remedy string) string {
+	v := p.Optional(key)
+	if v == "" {
+		p.Report(Problem{Key: key, What: "it is missing", Remedy: remedy})
+	}
+	return v
+}
+
+// Bool returns the value of key as strconv.ParseBool reads it, false where it
+// is absent.
+func (p *Params) Bool(key string) bool {
+	v := p.Optional(key)
+	if v == "" {
+		return false
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		p.Report(Problem{Key: key, What: fmt.Sprintf("%q is not a boolean", v), Remedy: `write "true" or "false"`})
+	}
+	return b
+}
+
+// Objects reads key as a list of objects: a YAML list of maps, or, as the
+// oldest classes have it, a map whose "array" is a list of strings that each
+// hold a YAML map. It returns nil where the key is absent.
+func (p *Params) Objects(key string) []*Item {
+	p.asked[key] = true
+	text := p.values[key]
+	if strings.TrimSpace(text) == "" {
+		return nil
+	}
+	root, ok := p.parse(key, text, 0)
+	if !ok {
+		return nil
+	}
+	if root.Kind == yaml.MappingNode {
+		if root = field(root, "array"); root == nil {
+			p.Report(Problem{Key: key, Line: 1, What: `it is a map without "array"`, Remedy: `write a list: "- objectName: ..."`})
+			return nil
+		}
+	}
+	if root.Kind != yaml.SequenceNode {
+		p.Report(Problem{Key: key, Line: root.Line, What: "it is not a list", Remedy: `write a list: "- objectName: ..."`})
+		return nil
+	}
+	var items []*Item
+	for i, entry := range root.Content {
+		entry = resolve(entry)
+		line := entry.Line
+		offset := 0
+		if entry.Kind == yaml.ScalarNode && entry.ShortTag() == "!!str" {
+			// A block scalar's text begins on the line after its indicator.
+			if offset = entry.Line - 1; entry.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+				offset = entry.Line
+			}
+			if entry, ok = p.parse(key, entry.Value, offset); !ok {
+				continue
+			}
+		}
+		if entry.Kind != yaml.MappingNode {
+			p.Report(Problem{Key: key, Line: line, Item: fmt.Sprintf("entry %d", i+1), What: "it is not a map of fields", Remedy: `write "objectName: ..." and further fields below each other`})
+			continue
+		}
+		items = append(items, p.newItem(key, i, offset, entry))
+	}
+	p.items = append(p.items, items...)
+	return items
+}
+
+// parse reads text, which begins offset lines into the value of key, as one
+// YAML document.
+func (p *Params) parse(key, text string, offset int) (*yaml.Node, bool) {
+	if len(text) > maxParameterBytes {
+		p.Report(Problem{Key: key, What: fmt.Sprintf("it has %d bytes, more than %d", len(text), maxParameterBytes)})
+		return nil, false
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+		line, what := SplitYAMLError(err)
+		if line > 0 {
+			line += offset
+		}
+		p.Report(Problem{Key: key, Line: line, What: "it is not YAML: " + what})
+		return nil, false
+	}
+	if len(doc.Content) == 0 {
+		p.Report(Problem{Key: key, What: "it is empty", Remedy: `write a list: "- objectName: ..."`})
+		return nil, false
+	}
+	return resolve(doc.Content[0]), true
+}
+
+// SplitYAMLError takes the line, 0 where there is none, out of an error of the
+// YAML parser and returns the rest of its text.
+func SplitYAMLError(err error) (line int, what string) {
+	what = strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(what, "line "); ok {
+		if number, rest, ok := strings.Cut(rest, ": "); ok {
+			if n, err := strconv.Atoi(number); err == nil {
+				return n, rest
+			}
+		}
+	}
+	return 0, what
+}
+
+// Problems returns all that is wrong, unknown keys and fields included, in the
+// order of keys and lines. Call it when every known key has been asked for.
+func (p *Params) Problems() []Problem {
+	all := NewParams(p.values)
+	all.problems = slices.Clone(p.problems)
+	for _, key := range slices.Sorted(maps.Keys(p.values)) {
+		if !p.asked[key] {
+			all.Report(Problem{Key: key, What: "this provider does not know it", Remedy: "correct its spelling, or remove it", Unknown: true})
+		}
+	}
+	for _, it := range p.items {
+		for name, n := range it.fields {
+			if !it.asked[name] {
+				all.Report(it.problem(n, name, "this provider does not know it", "correct its spelling, or remove it", true))
+			}
+		}
+	}
+	slices.SortStableFunc(all.problems, func(a, b Problem) int {
+		if c := strings.Compare(a.Key, b.Key); c != 0 {
+			return c
+		}
+		return a.Line - b.Line
+	})
+	return all.problems
+}
+
+// Err returns everything that must fail a mount as one *Error of kind Invalid,
+// or nil. Unknown keys do not.
+func (p *Params) Err() error {
+	var errs []error
+	for _, problem := range p.problems {
+		if !problem.Unknown {
+			errs = append(errs, problem)
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return &Error{Kind: Invalid, Err: errors.Join(errs...)}
+}
+
+// Item is one entry of a list of objects.
+type Item struct {
+	params *Params
+	key    string
+	index  int
+	offset int // lines of the parameter's value above the entry's own text
+	node   *yaml.Node
+	fields map[string]*yaml.Node
+	asked  map[string]bool
+	name   string
+}
+
+func (p *Params) newItem(key string, index, offset int, node *yaml.Node) *Item {
+	it := &Item{params: p, key: key, index: index, offset: offset, node: node, fields: map[string]*yaml.Node{}, asked: map[string]bool{}}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		name := node.Content[i].Value
+		if it.fields[name] != nil {
+			p.Report(it.problem(node.Content[i], name, "it is given twice", "remove one of them", false))
+		}
+		it.fields[name] = resolve(node.Content[i+1])
+	}
+	return it
+}
+
+// SetName gives the entry the name by which its problems call it.
+func (it *Item) SetName(name string) { it.name = name }
+
+// Keys returns the entry's fields in the order of the text, and marks them
+// known: for grammars in which a field's name is itself a value.
+func (it *Item) Keys() []string {
+	var keys []string
+	for i := 0; i+1 < len(it.node.Content); i += 2 {
+		keys = append(keys, it.node.Content[i].Value)
+		it.asked[it.node.Content[i].Value] = true
+	}
+	return keys
+}
+
+// Optional returns the field's text without the white space around it, or ""
+// where it is absent.
+func (it *Item) Optional(name string) string {
+	it.asked[name] = true
+	n := it.fields[name]
+	if n == nil || n.ShortTag() == "!!null" {
+		return ""
+	}
+	if n.Kind != yaml.ScalarNode {
+		it.Report(name, "it is not a plain value", "write one value, in quotes if need be")
+		return ""
+	}
+	return strings.TrimSpace(n.Value)
+}
+
+// Required is Optional for a field that must not be empty.
+func (it *Item) Required(name, remedy string) string {
+	v := it.Optional(name)
+	if v == "" {
+		it.Report(name, "it is missing", remedy)
+	}
+	return v
+}
+
+// Mode returns the field as a file mode in octal, or otherwise where it is absent.
+func (it *Item) Mode(name string, otherwise fs.FileMode) fs.FileMode {
+	text := it.Optional(name)
+	if text == "" {
+		return otherwise
+	}
+	mode, err := ParseMode(text)
+	if err != nil {
+		it.Report(name, err.Error(), `write it in quotes, as in "0640"`)
+		return otherwise
+	}
+	return mode
+}
+
+// Path checks p, which came from the field of that name, as a file's path.
+func (it *Item) Path(name, p string) {
+	if p == "" {
+		return // reported where it was read
+	}
+	if err := CheckPath(p); err != nil {
+		it.Report(name, err.Error(), "name the file with objectAlias")
+	}
+}
+
+// Report adds a problem with a field of the entry.
+func (it *Item) Report(name, what, remedy string) {
+	n := it.fields[name]
+	if n == nil {
+		n = it.node
+	}
+	it.params.Report(it.problem(n, name, what, remedy, false))
+}
+
+func (it *Item) problem(n *yaml.Node, name, what, remedy string, unknown bool) Problem {
+	entry := fmt.Sprintf("entry %d", it.index+1)
+	if it.name != "" {
+		entry += fmt.Sprintf(" (%q)", it.name)
+	}
+	return Problem{Key: it.key, Line: n.Line + it.offset, Item: entry, Field: name, What: what, Remedy: remedy, Unknown: unknown}
+}
+
+// resolve follows YAML aliases.
+func resolve(n *yaml.Node) *yaml.Node {
+	for n.Kind == yaml.AliasNode && n.Alias != nil {
+		n = n.Alias
+	}
+	return n
+}
+
+// field returns the value of a map's key, or nil.
+func field(m *yaml.Node, key string) *yaml.Node {
+	for i := 0; i+1 < len(m.Content); i += 2 {
+		if m.Content[i].Value == key {
+			return resolve(m.Content[i+1])
+		}
+	}
+	return nil
+}
