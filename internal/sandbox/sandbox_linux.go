@@ -20,18 +20,14 @@ const inside = "CSI_SECRETS_SANDBOX"
 
 // Run calls body in a sandbox and returns the exit status: within the sandbox
 // body's own, outside it that of this same program, started again inside with
-// the same arguments. SIGINT and SIGTERM are passed on to it. Cleanup, which
-// may be nil, runs outside after it has ended, however it ended.
-func Run(body func() int, cleanup func()) int {
+// the same arguments. SIGINT, SIGTERM and SIGHUP are passed on to it.
+func Run(body func() int) int {
 	if os.Getenv(inside) != "" {
 		if err := isolate(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		return body()
-	}
-	if cleanup != nil {
-		defer cleanup()
 	}
 	// The kernel ties the death signal to the thread that starts the child.
 	runtime.LockOSThread()

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/csi-secrets/csi-secrets/pkg/class"
+	"github.com/csi-secrets/csi-secrets/pkg/driver"
+	"github.com/csi-secrets/csi-secrets/pkg/fetch"
+	"github.com/csi-secrets/csi-secrets/pkg/rotation"
+	"github.com/csi-secrets/csi-secrets/pkg/volume"
+)
+
+// nodeOptions are the flags of the node command.
+type nodeOptions struct {
+	endpoint   string
+	nodeID     string
+	driverName string
+	classes    string
+	stateDir   string
+	interval   time.Duration
+	healthAddr string
+	logJSON    bool
+	providers  providerOptions
+}
+
+// olderNames are the spellings that secrets-store-csi-driver has for flags.
+var olderNames = map[string]pflag.NormalizedName{"nodeid": "node-id", "drivername": "driver-name"}
+
+func nodeCommand() *cobra.Command {
+	var o nodeOptions
+	c := &cobra.Command{
+		Use:   "node --classes DIR",
+		Short: "Run the driver of a node",
+		Long: `Run the driver of a node: it serves CSI on a Unix socket, mounts the secrets
+that SecretProviderClass objects name, and keeps them fresh.
+
+With --classes, classes come from the YAML files of a folder, and no Kubernetes
+API server is needed.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			return runNode(ctx, o)
+		},
+	}
+	flags := c.Flags()
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if newer, ok := olderNames[name]; ok {
+			return newer
+		}
+		return pflag.NormalizedName(name)
+	})
+	flags.StringVar(&o.endpoint, "endpoint", "unix:///csi/csi.sock", "Unix socket to serve CSI on")
+	flags.StringVar(&o.nodeID, "node-id", "", "name of the node (required)")
+	flags.StringVar(&o.driverName, "driver-name", driver.DefaultName, "name of the driver")
+	flags.StringVar(&o.classes, "classes", "", "folder of SecretProviderClass YAML files (required)")
+	flags.StringVar(&o.stateDir, "state-dir", "/run/csi-secrets", "folder for what a restarted driver must know; it holds no secrets")
+	flags.DurationVar(&o.interval, "rotation-poll-interval", 2*time.Minute, "how often a volume is refreshed; 0 for on changes only")
+	flags.StringVar(&o.healthAddr, "health-addr", "", "address to serve /healthz on, as in :9808; empty for none")
+	flags.BoolVar(&o.logJSON, "log-format-json", false, "log as JSON")
+	o.providers.addFlags(flags)
+	addLogFlags(flags)
+	return c
+}
+
+// addLogFlags adds klog's flags, of which only -v is shown.
+func addLogFlags(flags *pflag.FlagSet) {
+	var logging flag.FlagSet
+	klog.InitFlags(&logging)
+	flags.AddGoFlagSet(&logging)
+	logging.VisitAll(func(f *flag.Flag) {
+		if f.Name != "v" {
+			_ = flags.MarkHidden(f.Name)
+		}
+	})
+}
+
+func runNode(ctx context.Context, o nodeOptions) error {
+	if o.nodeID == "" || o.classes == "" {
+		return usageError{errors.New("--node-id and --classes are required")}
+	}
+	if o.interval < 0 {
+		return usageError{errors.New("--rotation-poll-interval must not be negative")}
+	}
+	if err := keepMemoryPrivate(); err != nil {
+		return err
+	}
+	if o.logJSON {
+		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-verbosity())})))
+	}
+	logger := klog.Background()
+	ctx = klog.NewContext(ctx, logger)
+
+	classes, err := class.OpenFolder(o.classes)
+	if err != nil {
+		return err
+	}
+	providers, err := o.providers.registry()
+	if err != nil {
+		return err
+	}
+	schedule := rotation.New(classes, providers.Get, o.interval)
+	volumes, err := volume.New(volume.Config{
+		StateDir: o.stateDir, Classes: classes, Fetcher: fetch.New(providers, 0), Observer: schedule,
+	})
+	if err != nil {
+		return err
+	}
+	defer volumes.Close()
+	if !volumes.NoSwap() {
+		logger.Info("This kernel, or user namespace, cannot keep a tmpfs out of swap: on a machine with swap, secrets may be written there")
+	}
+	if err := volumes.Recover(ctx); err != nil {
+		logger.Error(err, "Some volumes of an earlier driver could not be recovered")
+	}
+	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes})
+	if err != nil {
+		return err
+	}
+	listener, err := driver.Listen(o.endpoint)
+	if err != nil {
+		return err
+	}
+	logger.Info("Serving", "version", buildVersion(), "driver", o.driverName, "node", o.nodeID, "endpoint", o.endpoint, "volumes", len(volumes.List()))
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.Serve(ctx, listener) })
+	group.Go(func() error { schedule.Run(ctx, volumes); return nil })
+	if o.healthAddr != "" {
+		group.Go(func() error { return serveHealth(ctx, o.healthAddr, o.endpoint) })
+	}
+	return group.Wait()
+}
+
+func verbosity() int {
+	for v := 10; v > 0; v-- {
+		if klog.V(klog.Level(v)).Enabled() { //nolint:logcheck // there is no logger yet
+			return v
+		}
+	}
+	return 0
+}
+
+// keepMemoryPrivate keeps what this process holds out of core files and away
+// from other processes of its user, and makes the modes of folders that it
+// creates independent of where it was started.
+func keepMemoryPrivate() error {
+	unix.Umask(0o022)
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("switch core files off: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make the process undumpable: %w", err)
+	}
+	return nil
+}
+
+// serveHealth answers GET /healthz with what the driver says to a CSI Probe
+// over its own socket, until ctx ends.
+func serveHealth(ctx context.Context, addr, endpoint string) error {
+	health, err := driver.NewHealth(endpoint)
+	if err != nil {
+		return err
+	}
+	defer health.Close()
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("serve health: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /healthz", health)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve health: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"github.com/spf13/pflag"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/plugin"
+)
+
+// providerOptions are the flags that say which providers there are. Names and
+// defaults are those of secrets-store-csi-driver.
+type providerOptions struct {
+	folder          string
+	moreFolders     []string
+	maxMessageBytes int
+}
+
+func (o *providerOptions) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&o.folder, "provider-volume", "/var/run/secrets-store-csi-providers", "folder with the sockets of external providers, NAME.sock")
+	flags.StringSliceVar(&o.moreFolders, "additional-provider-volume-paths", []string{"/etc/kubernetes/secrets-store-csi-providers"}, "further folders with sockets, searched first")
+	flags.IntVar(&o.maxMessageBytes, "max-call-recv-msg-size", 4<<20, "largest answer of an external provider in bytes")
+}
+
+// registry returns the providers that are built in, with the external ones
+// behind them.
+func (o *providerOptions) registry() (*provider.Registry, error) {
+	external, err := plugin.New(plugin.Config{Folders: append(append([]string(nil), o.moreFolders...), o.folder), MaxMessageBytes: o.maxMessageBytes})
+	if err != nil {
+		return nil, err
+	}
+	return provider.NewRegistry(map[string]provider.Provider{"local": local.New()}, external.Get), nil
+}

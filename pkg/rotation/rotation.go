@@ -1,0 +1,355 @@
+// Package rotation decides when a volume is refreshed: at an interval, when its
+// files run out, when its source says that something changed, or when new
+// credentials arrived. It refreshes through volume.Manager and writes nothing
+// itself.
+package rotation
+
+import (
+	"container/heap"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-secrets/csi-secrets/pkg/class"
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/volume"
+)
+
+const (
+	// workers is how many volumes are refreshed at the same time.
+	workers = 8
+	// firstRetry is the wait after a first failure; it doubles with each
+	// further one, up to the interval.
+	firstRetry = 5 * time.Second
+	// watchRetry is the wait before a source that could not be watched is tried
+	// again.
+	watchRetry = 30 * time.Second
+	// catchUp is when volumes are refreshed after a watch of their source began:
+	// it may have changed between their fetch and that.
+	catchUp = time.Second
+)
+
+// Refresher refreshes the volume at a target.
+type Refresher interface {
+	Refresh(ctx context.Context, target string) (changed bool, err error)
+}
+
+// Scheduler is a volume.Observer that keeps the volumes it hears of fresh. It
+// is safe for concurrent use.
+type Scheduler struct {
+	classes   class.Source
+	providers func(name string) (provider.Provider, error)
+	interval  time.Duration
+
+	wake chan struct{} // holds an element when the queue has a new first
+
+	mu      sync.Mutex
+	ctx     context.Context // of Run; nil while it does not run
+	queue   queue
+	volumes map[string]*entry                // by target
+	classOf map[class.Ref]map[string]*entry  // by class and target
+	watches map[class.Ref]context.CancelFunc // of the classes that have volumes
+	running sync.WaitGroup
+}
+
+// entry is a volume in the queue. It is guarded by Scheduler.mu.
+type entry struct {
+	target   string
+	class    class.Ref
+	due      time.Time
+	place    int // in the queue, -1 while it is not there
+	failures int
+	running  bool // it is being refreshed, and not in the queue
+	again    bool // it became due while it was being refreshed
+	gone     bool
+}
+
+var _ volume.Observer = (*Scheduler)(nil)
+
+// New returns a Scheduler that refreshes each volume every interval, give or
+// take a tenth of it; zero refreshes on changes only.
+func New(classes class.Source, providers func(name string) (provider.Provider, error), interval time.Duration) *Scheduler {
+	return &Scheduler{
+		classes: classes, providers: providers, interval: interval, wake: make(chan struct{}, 1),
+		volumes: map[string]*entry{}, classOf: map[class.Ref]map[string]*entry{}, watches: map[class.Ref]context.CancelFunc{},
+	}
+}
+
+// Published implements volume.Observer.
+func (s *Scheduler) Published(v volume.Info) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.volumes[v.TargetPath]
+	if e == nil {
+		e = &entry{target: v.TargetPath, class: v.Class, place: -1}
+		s.volumes[e.target] = e
+		if s.classOf[e.class] == nil {
+			s.classOf[e.class] = map[string]*entry{}
+		}
+		s.classOf[e.class][e.target] = e
+		s.watch(e.class)
+		s.schedule(e, s.next(v.ValidUntil))
+	}
+	if v.LastError != nil {
+		s.schedule(e, time.Now()) // perhaps the new credentials help
+	}
+}
+
+// Unpublished implements volume.Observer.
+func (s *Scheduler) Unpublished(v volume.Info) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.volumes[v.TargetPath]
+	if e == nil {
+		return
+	}
+	e.gone = true
+	delete(s.volumes, e.target)
+	if e.place >= 0 {
+		heap.Remove(&s.queue, e.place)
+	}
+	delete(s.classOf[e.class], e.target)
+	if len(s.classOf[e.class]) == 0 {
+		delete(s.classOf, e.class)
+		s.unwatch(e.class)
+	}
+}
+
+// Run refreshes volumes that are due until ctx ends, and returns when nothing
+// of it runs any more. It is called once.
+func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
+	s.mu.Lock()
+	s.ctx = ctx
+	for ref := range s.classOf {
+		s.watch(ref)
+	}
+	s.mu.Unlock()
+	s.running.Go(func() { s.watchClasses(ctx) })
+	defer s.running.Wait()
+
+	free := make(chan struct{}, workers)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-s.wake:
+		}
+		for {
+			e, wait := s.take()
+			if e == nil {
+				timer.Reset(wait)
+				break
+			}
+			select {
+			case free <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			s.running.Go(func() {
+				defer func() { <-free }()
+				s.refresh(ctx, volumes, e)
+			})
+		}
+	}
+}
+
+func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
+	changed, err := volumes.Refresh(ctx, e.target)
+	logger := klog.FromContext(ctx)
+	if err != nil && ctx.Err() == nil {
+		logger.Error(err, "A volume keeps the files that it has", "target", e.target)
+	} else if changed {
+		logger.V(2).Info("Refreshed a volume", "target", e.target)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.running = false
+	switch {
+	case e.gone:
+		return
+	case err == nil:
+		e.failures = 0
+		s.schedule(e, s.next(time.Time{}))
+	default:
+		wait := firstRetry << min(e.failures, 10)
+		if s.interval > 0 {
+			wait = min(wait, max(s.interval, firstRetry))
+		}
+		e.failures++
+		s.schedule(e, time.Now().Add(jitter(wait)))
+	}
+	if e.again {
+		e.again = false
+		s.schedule(e, time.Now())
+	}
+}
+
+// take removes the first volume that is due from the queue, or tells how long
+// it is until one will be.
+func (s *Scheduler) take() (e *entry, wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		return nil, time.Hour
+	}
+	if wait := time.Until(s.queue[0].due); wait > 0 {
+		return nil, wait
+	}
+	e = heap.Pop(&s.queue).(*entry)
+	e.running = true
+	return e, 0
+}
+
+// next is when a volume is due that was fetched just now. Callers hold s.mu.
+func (s *Scheduler) next(validUntil time.Time) time.Time {
+	now := time.Now()
+	due := now.Add(1 << 62) // never
+	if s.interval > 0 {
+		due = now.Add(jitter(s.interval))
+	}
+	if !validUntil.IsZero() {
+		if early := now.Add(jitter(validUntil.Sub(now) * 2 / 3)); early.Before(due) {
+			due = early
+		}
+	}
+	return due
+}
+
+// schedule makes e due at the given time, or once more after the refresh that
+// runs. Callers hold s.mu.
+func (s *Scheduler) schedule(e *entry, due time.Time) {
+	if e.running {
+		e.again = true
+		return
+	}
+	e.due = due
+	if e.place >= 0 {
+		heap.Fix(&s.queue, e.place)
+	} else {
+		heap.Push(&s.queue, e)
+	}
+	if s.queue[0] == e {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// classDue makes every volume of a class due after wait.
+func (s *Scheduler) classDue(ref class.Ref, wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	due := time.Now().Add(wait)
+	for _, e := range s.classOf[ref] {
+		if e.running || due.Before(e.due) {
+			s.schedule(e, due)
+		}
+	}
+}
+
+// watchClasses refreshes the volumes of classes that change.
+func (s *Scheduler) watchClasses(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := s.classes.Watch(ctx, func(ref class.Ref) {
+			s.mu.Lock()
+			if s.classOf[ref] != nil {
+				s.unwatch(ref) // its provider and parameters may be others now
+				s.watch(ref)
+			}
+			s.mu.Unlock()
+			s.classDue(ref, 0)
+		})
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "Cannot watch the classes; changes are found at the next interval")
+		}
+		sleep(ctx, watchRetry)
+	}
+}
+
+// watch starts to watch what a class names, if its provider can. Callers hold
+// s.mu.
+func (s *Scheduler) watch(ref class.Ref) {
+	if s.ctx == nil || s.ctx.Err() != nil || s.watches[ref] != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	s.watches[ref] = cancel
+	s.running.Go(func() {
+		for ctx.Err() == nil {
+			if err := s.watchSource(ctx, ref); err != nil {
+				klog.FromContext(ctx).Error(err, "Cannot watch the source of a class; changes are found at the next interval", "class", ref.String())
+			}
+			sleep(ctx, watchRetry)
+		}
+	})
+}
+
+func (s *Scheduler) unwatch(ref class.Ref) {
+	if cancel := s.watches[ref]; cancel != nil {
+		cancel()
+		delete(s.watches, ref)
+	}
+}
+
+// watchSource watches what a class names until ctx ends, or at once returns nil
+// where its provider cannot.
+func (s *Scheduler) watchSource(ctx context.Context, ref class.Ref) error {
+	c, err := s.classes.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	p, err := s.providers(c.Spec.Provider)
+	if err != nil {
+		return err
+	}
+	w, ok := p.(provider.Watcher)
+	if !ok {
+		<-ctx.Done() // until the class changes or its last volume goes
+		return nil
+	}
+	s.classDue(ref, catchUp)
+	return w.Watch(ctx, c.Spec.Parameters, func() { s.classDue(ref, 0) })
+}
+
+// jitter returns d give or take a tenth, so that volumes that were published
+// together are not refreshed together for ever.
+func jitter(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// queue is a heap of volumes by the time at which they are due.
+type queue []*entry
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+func (q *queue) Push(x any) {
+	e := x.(*entry)
+	e.place = len(*q)
+	*q = append(*q, e)
+}
+
+func (q *queue) Pop() any {
+	e := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	e.place = -1
+	return e
+}

@@ -1,0 +1,578 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+	"k8s.io/mount-utils"
+
+	"github.com/csi-secrets/csi-secrets/pkg/class"
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+)
+
+// Config is what a Manager works with.
+type Config struct {
+	// StateDir keeps a record of every volume. One Manager at a time may use it.
+	StateDir string
+	Classes  class.Source
+	Fetcher  Fetcher
+	// Observer may be nil.
+	Observer Observer
+	// Mounter looks at mounts; nil for the system's own.
+	Mounter mount.Interface
+}
+
+// Manager keeps the volumes of a node. It is safe for concurrent use; calls for
+// one volume, or for one target, run one after another.
+type Manager struct {
+	classes  class.Source
+	fetcher  Fetcher
+	observer Observer
+	mounter  mount.Interface
+	records  *records
+	noswap   bool
+
+	locks locks
+
+	mu       sync.RWMutex
+	byTarget map[string]*volume
+	targets  map[string][]string // targets by volume ID
+}
+
+// New returns a Manager that has no volumes yet: Recover finds those of an
+// earlier one. It fails where this machine lets it mount no tmpfs, or where
+// another Manager uses the state folder.
+func New(c Config) (*Manager, error) {
+	if c.StateDir == "" || c.Classes == nil || c.Fetcher == nil {
+		return nil, errors.New("a volume manager needs a state folder, a source of classes and a fetcher")
+	}
+	if c.Observer == nil {
+		c.Observer = noObserver{}
+	}
+	if c.Mounter == nil {
+		c.Mounter = &mount.Mounter{} // mount.New would fork umount(8) to try it
+	}
+	noswap, err := probeTmpfs()
+	if err != nil {
+		return nil, err
+	}
+	records, err := openRecords(c.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	return &Manager{
+		classes: c.Classes, fetcher: c.Fetcher, observer: c.Observer, mounter: c.Mounter, records: records, noswap: noswap,
+		byTarget: map[string]*volume{}, targets: map[string][]string{},
+	}, nil
+}
+
+// Close gives up the state folder. The volumes stay mounted.
+func (m *Manager) Close() error { return m.records.close() }
+
+// NoSwap reports whether this kernel keeps volumes out of swap.
+func (m *Manager) NoSwap() bool { return m.noswap }
+
+// Publish mounts the volume, or does nothing but take over its credentials if
+// that was done before. When it fails, nothing is mounted at the target.
+//
+// A target that already holds a tmpfs of which nothing is known here, as after
+// the loss of the state folder or the change from another driver, is written
+// in place, because a pod may be using it; where it holds a set of files, a
+// failure to fetch another is no error.
+func (m *Manager) Publish(ctx context.Context, req Request) error {
+	unlock, err := m.lock(ctx, req.VolumeID, req.TargetPath)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	mounted, err := m.mounted(req.TargetPath)
+	if err != nil {
+		return err
+	}
+	if known := m.get(req.TargetPath); known != nil {
+		if err := known.compatible(req); err != nil {
+			return err
+		}
+		if mounted {
+			m.renew(known, req.Credentials)
+			return nil
+		}
+	} else if err := m.elsewhere(req); err != nil {
+		return err
+	}
+	v := newVolume(req, time.Now())
+	if mounted {
+		return m.adopt(ctx, v)
+	}
+	return m.publish(ctx, v)
+}
+
+// publish fetches the volume's files, and mounts them at a target that holds
+// no mount. Whatever a kill between two of its steps leaves, Recover removes.
+func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
+	got, err := m.fetch(ctx, v)
+	if err != nil {
+		return err
+	}
+	defer got.result.Clear()
+
+	t, err := newTree(tmpfsOptions{size: got.size, noswap: m.noswap, fsGroup: v.FSGroup})
+	if err != nil {
+		return err
+	}
+	if _, err := writeSet(t.root, got.result.Files, v.FSGroup != nil); err != nil {
+		t.close()
+		return m.inContext(v, err)
+	}
+	if err := m.records.save(v.record); err != nil {
+		t.close()
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeEmptyTarget(v.TargetPath), m.records.remove(v.VolumeID, v.TargetPath))
+		}
+	}()
+	target, err := makeTarget(v.TargetPath)
+	if err != nil {
+		t.close()
+		return err
+	}
+	defer target.Close()
+	if err := t.attach(target); err != nil {
+		return err
+	}
+	m.put(v)
+	return nil
+}
+
+// adopt takes over a mount of which nothing is known.
+func (m *Manager) adopt(ctx context.Context, v *volume) error {
+	t, err := openTree(v.TargetPath)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	current, err := tidy(t.root)
+	if err != nil {
+		return err
+	}
+	_, err = m.fill(ctx, t, v)
+	switch {
+	case err == nil:
+		klog.FromContext(ctx).Info("Took over a mounted volume", "volume", v.VolumeID, "target", v.TargetPath)
+	case current != "":
+		// A pod has these files: they are better than none.
+		klog.FromContext(ctx).Error(err, "Took over a mounted volume with the files that it had", "volume", v.VolumeID, "target", v.TargetPath)
+		v.lastError, err = err, nil
+	default:
+		return errors.Join(err, unmount(v.TargetPath), removeEmptyTarget(v.TargetPath))
+	}
+	if err := m.records.save(v.record); err != nil {
+		return err
+	}
+	m.put(v)
+	return nil
+}
+
+// Refresh fetches the files of the volume at target anew and switches to them
+// in one step where they differ. When it fails, the volume keeps the files that
+// it has, and its Info tells why.
+func (m *Manager) Refresh(ctx context.Context, target string) (changed bool, err error) {
+	known := m.get(target)
+	if known == nil {
+		return false, fmt.Errorf("%w at %s", ErrNotPublished, target)
+	}
+	unlock, err := m.lock(ctx, known.VolumeID, target)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if m.get(target) != known {
+		return false, fmt.Errorf("%w at %s", ErrNotPublished, target)
+	}
+	if known.blocked() {
+		return false, nil
+	}
+	next := *known
+	changed, err = m.refresh(ctx, &next)
+	if err != nil {
+		err = fmt.Errorf("refresh volume %s of pod %s/%s: %w", next.VolumeID, next.Pod.Namespace, next.Pod.Name, err)
+	}
+	next.lastError = err
+	m.mu.Lock()
+	*known = next
+	m.mu.Unlock()
+	return changed, err
+}
+
+func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err error) {
+	t, err := openTree(v.TargetPath)
+	if err != nil {
+		return false, err
+	}
+	defer t.close()
+	changed, err = m.fill(ctx, t, v)
+	if err != nil {
+		return changed, err
+	}
+	return changed, m.records.save(v.record)
+}
+
+// fill fetches the files of v and writes them to its mounted tmpfs.
+func (m *Manager) fill(ctx context.Context, t *tree, v *volume) (changed bool, err error) {
+	got, err := m.fetch(ctx, v)
+	if err != nil {
+		return false, err
+	}
+	defer got.result.Clear()
+	if got.result.NotModified {
+		return false, nil
+	}
+	if size, err := t.size(); err != nil || size != got.size {
+		if err := t.resize(tmpfsOptions{size: got.size, noswap: m.noswap}); err != nil {
+			klog.FromContext(ctx).Error(err, "A volume keeps its size", "volume", v.VolumeID, "target", v.TargetPath)
+		}
+	}
+	changed, err = writeSet(t.root, got.result.Files, v.FSGroup != nil)
+	return changed, m.inContext(v, err)
+}
+
+// fetched is a set of files that fits its volume.
+type fetched struct {
+	result provider.Result
+	size   int64 // of the tmpfs, in bytes
+}
+
+// fetch brings the files of v: the one way that leads from a class to files.
+// It notes in v what it got.
+func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
+	c, err := m.classes.Get(ctx, v.Class)
+	if err != nil {
+		return fetched{}, err
+	}
+	size, err := sizeOf(c)
+	if err != nil {
+		return fetched{}, err
+	}
+	for key := range v.Attributes {
+		if _, ok := c.Spec.Parameters[key]; ok {
+			return fetched{}, &provider.Error{Kind: provider.Invalid, Object: fmt.Sprintf("class %s: parameter %q", v.Class, key),
+				Err: errors.New("the volume has an attribute of the same name"), Remedy: "a pod cannot override its class: remove the key from the volumeAttributes or from the class"}
+		}
+	}
+	now := time.Now()
+	result, err := m.fetcher.Fetch(ctx, c.Spec.Provider, v.request(c))
+	if err != nil {
+		return fetched{}, m.inContext(v, err)
+	}
+	if result.NotModified {
+		result.Versions = v.Objects
+	} else if err := checkSetSize(result.Files, size); err != nil {
+		result.Clear()
+		return fetched{}, m.inContext(v, err)
+	}
+	v.Provider, v.Objects, v.Refreshed, v.validUntil = c.Spec.Provider, result.Versions, now, result.ValidUntil
+	return fetched{result, size}, nil
+}
+
+// inContext says of which class err speaks.
+func (m *Manager) inContext(v *volume, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.ENOSPC) {
+		err = &provider.Error{Kind: provider.TooLarge, Err: err, Remedy: "set the class parameter " + SizeParameter + " to more"}
+	}
+	return fmt.Errorf("class %s: %w", v.Class, err)
+}
+
+// Unpublish takes the volume at target away: its values first, then its mount,
+// the target itself and the record. It succeeds where there is none, and where
+// an earlier attempt ended half-way.
+func (m *Manager) Unpublish(ctx context.Context, volumeID, target string) error {
+	unlock, err := m.lock(ctx, volumeID, target)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	known := m.get(target)
+	if known != nil && known.VolumeID != volumeID {
+		klog.FromContext(ctx).Info("Nothing to unpublish: the target holds another volume", "volume", volumeID, "target", target, "holds", known.VolumeID)
+		return nil
+	}
+	if err := m.takeAway(ctx, target); err != nil {
+		return err
+	}
+	if err := m.records.remove(volumeID, target); err != nil {
+		return err
+	}
+	if known != nil {
+		m.drop(known)
+	}
+	return nil
+}
+
+// maxStacked bounds how many mounts are taken off one target.
+const maxStacked = 64
+
+func (m *Manager) takeAway(ctx context.Context, target string) error {
+	for range maxStacked {
+		mounted, err := m.mounted(target)
+		if err != nil {
+			return err
+		}
+		if !mounted {
+			return removeTarget(target)
+		}
+		// A copy of the mount in some other namespace would keep the values.
+		if t, err := openTree(target); err == nil {
+			if err := wipe(t.root); err != nil {
+				klog.FromContext(ctx).Error(err, "Could not remove every file before the unmount", "target", target)
+			}
+			t.close()
+		}
+		if err := unmount(target); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("unmount %s: it is still mounted after %d unmounts", target, maxStacked)
+}
+
+// Recover finds the volumes of an earlier driver by their records: those that
+// are mounted are kept, whole; of others it removes what is left. It is called
+// once, before all else. It reports what it could not read and goes on.
+func (m *Manager) Recover(ctx context.Context) error {
+	all, err := m.records.load()
+	problems := []error{err}
+	for _, rec := range all {
+		if err := m.recover(ctx, rec); err != nil {
+			problems = append(problems, fmt.Errorf("recover volume %s at %s: %w", rec.VolumeID, rec.TargetPath, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (m *Manager) recover(ctx context.Context, rec record) error {
+	unlock, err := m.lock(ctx, rec.VolumeID, rec.TargetPath)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	mounted, err := m.mounted(rec.TargetPath)
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		return errors.Join(removeEmptyTarget(rec.TargetPath), m.records.remove(rec.VolumeID, rec.TargetPath))
+	}
+	t, err := openTree(rec.TargetPath)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	current, err := tidy(t.root)
+	if err != nil {
+		return err
+	}
+	if current == "" {
+		return errors.New("its mount holds no whole set of files; kubelet's next publish fills it")
+	}
+	m.put(&volume{record: rec})
+	return nil
+}
+
+// mounted reports whether something is mounted at target, which must be a
+// folder or not exist.
+func (m *Manager) mounted(target string) (bool, error) {
+	if err := checkPlace(target); err != nil {
+		return false, err
+	}
+	return isMounted(m.mounter, target)
+}
+
+// List returns all volumes, ordered by target.
+func (m *Manager) List() []Info {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	list := make([]Info, 0, len(m.byTarget))
+	for _, v := range m.byTarget {
+		list = append(list, v.info())
+	}
+	slices.SortFunc(list, func(a, b Info) int {
+		switch {
+		case a.TargetPath < b.TargetPath:
+			return -1
+		case a.TargetPath > b.TargetPath:
+			return 1
+		}
+		return 0
+	})
+	return list
+}
+
+// Usage returns what the volume takes, or ErrNotPublished.
+func (m *Manager) Usage(volumeID, target string) (Usage, error) {
+	v := m.get(target)
+	if v == nil || v.VolumeID != volumeID {
+		return Usage{}, fmt.Errorf("%w: %s at %s", ErrNotPublished, volumeID, target)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(target, &st); err != nil {
+		return Usage{}, fmt.Errorf("look at the file system of %s: %w", target, err)
+	}
+	size := int64(st.Bsize)
+	return Usage{
+		TotalBytes: int64(st.Blocks) * size, FreeBytes: int64(st.Bavail) * size, UsedBytes: int64(st.Blocks-st.Bfree) * size,
+		TotalInodes: int64(st.Files), FreeInodes: int64(st.Ffree), UsedInodes: int64(st.Files - st.Ffree),
+	}, nil
+}
+
+// lock keeps every other call for the volume and for the target out.
+func (m *Manager) lock(ctx context.Context, volumeID, target string) (unlock func(), err error) {
+	// All take the volume's lock first, so that no two wait for each other.
+	unlockVolume, err := m.locks.acquire(ctx, "volume "+volumeID)
+	if err != nil {
+		return nil, err
+	}
+	unlockTarget, err := m.locks.acquire(ctx, "target "+target)
+	if err != nil {
+		unlockVolume()
+		return nil, err
+	}
+	return func() { unlockTarget(); unlockVolume() }, nil
+}
+
+func (m *Manager) get(target string) *volume {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.byTarget[target]
+}
+
+// elsewhere tells whether a volume that may have one target only has another.
+func (m *Manager) elsewhere(req Request) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, target := range m.targets[req.VolumeID] {
+		if target != req.TargetPath && !req.Shared {
+			return fmt.Errorf("%w: volume %q is at %s; unpublish it there first", ErrElsewhere, req.VolumeID, target)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) put(v *volume) {
+	m.mu.Lock()
+	m.byTarget[v.TargetPath] = v
+	if !slices.Contains(m.targets[v.VolumeID], v.TargetPath) {
+		m.targets[v.VolumeID] = append(m.targets[v.VolumeID], v.TargetPath)
+	}
+	m.mu.Unlock()
+	m.observer.Published(v.info())
+}
+
+func (m *Manager) renew(v *volume, c Credentials) {
+	m.mu.Lock()
+	v.credentials = c
+	m.mu.Unlock()
+	m.observer.Published(v.info())
+}
+
+func (m *Manager) drop(v *volume) {
+	m.mu.Lock()
+	delete(m.byTarget, v.TargetPath)
+	rest := slices.DeleteFunc(m.targets[v.VolumeID], func(t string) bool { return t == v.TargetPath })
+	if m.targets[v.VolumeID] = rest; len(rest) == 0 {
+		delete(m.targets, v.VolumeID)
+	}
+	m.mu.Unlock()
+	m.observer.Unpublished(v.info())
+}
+
+// checkPlace tells why no folder can be made or used at target, or returns nil.
+func checkPlace(target string) error {
+	info, err := os.Lstat(target)
+	what := ""
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case errors.Is(err, unix.ENOTDIR):
+		what = "below something that is no folder"
+	case mount.IsCorruptedMnt(err):
+		return nil // it is for unmount to deal with
+	case err != nil:
+		return fmt.Errorf("look at the target path: %w", err)
+	case info.IsDir():
+		return nil
+	case info.Mode()&os.ModeSymlink != 0:
+		what = "a symbolic link"
+	default:
+		what = "a file"
+	}
+	return &provider.Error{Kind: provider.Invalid, Object: "target path " + target, Err: fmt.Errorf("it is %s", what), Remedy: "a volume is published to a folder; remove what is there"}
+}
+
+// makeTarget makes the target where there is none, and opens it. It follows no
+// link in the target's place.
+func makeTarget(target string) (*os.File, error) {
+	if err := os.MkdirAll(target, 0o750); err != nil {
+		return nil, fmt.Errorf("make the target path: %w", err)
+	}
+	fd, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the target path %s: %w", target, err)
+	}
+	return os.NewFile(uintptr(fd), target), nil
+}
+
+// removeTarget removes the folder of a volume that is not mounted, with what a
+// provider of old may have written below it.
+func removeTarget(target string) error {
+	err := unix.Rmdir(target)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
+		return removeLeftovers(target)
+	case errors.Is(err, unix.ENOTDIR):
+		return checkPlace(target)
+	}
+	return fmt.Errorf("remove the target path %s: %w", target, err)
+}
+
+// removeEmptyTarget removes the folder of a volume that is not mounted, unless
+// somebody put something there.
+func removeEmptyTarget(target string) error {
+	err := unix.Rmdir(target)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTDIR):
+		return nil
+	}
+	return fmt.Errorf("remove the target path %s: %w", target, err)
+}
+
+// removeLeftovers removes target and all below it, and refuses to if anything
+// below it is mounted.
+func removeLeftovers(target string) error {
+	mounts, err := mount.ListProcMounts("/proc/self/mounts")
+	if err != nil {
+		return fmt.Errorf("look for mounts below %s: %w", target, err)
+	}
+	for _, p := range mounts {
+		if mount.PathWithinBase(p.Path, target) {
+			return fmt.Errorf("%w: %s is mounted below %s; unmount it", ErrForeign, p.Path, target)
+		}
+	}
+	if err := os.RemoveAll(target); err != nil {
+		return fmt.Errorf("remove the target path %s: %w", target, err)
+	}
+	return nil
+}

@@ -1,0 +1,236 @@
+// Package volume owns the life of a volume: a tmpfs at a target path that holds
+// the files of one SecretProviderClass for one pod. It publishes, refreshes and
+// unpublishes volumes, and finds them again after a restart of the driver.
+//
+// Every set of files takes the same path (see Manager.fetch): the class, its
+// provider, the atomic writer. A volume is filled before it is attached to its
+// target, so that a target either has no volume or a whole one.
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/csi-secrets/csi-secrets/pkg/class"
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
+)
+
+// The failures of a volume that are not a provider's: each asks something else
+// of the caller. Everything else carries a provider.Kind.
+var (
+	// ErrPending: another call for the volume or its target did not end in time.
+	ErrPending = errors.New("another call for this volume has not ended")
+	// ErrIncompatible: the target holds a volume that differs from the request.
+	ErrIncompatible = errors.New("the target path holds another volume")
+	// ErrElsewhere: the volume is published at another target.
+	ErrElsewhere = errors.New("the volume is published at another target path")
+	// ErrForeign: the target is a mount that is not this driver's.
+	ErrForeign = errors.New("the target path is taken")
+	// ErrNotPublished: there is no such volume.
+	ErrNotPublished = errors.New("the volume is not published")
+)
+
+// SizeParameter is the class parameter that bounds a volume's tmpfs, as a
+// quantity of bytes such as "16Mi".
+const SizeParameter = "volumeSize"
+
+// The bounds of a volume's tmpfs in bytes. DefaultSize is a bound too, and takes
+// no memory by itself. A set of files may take half of it, so that a refresh
+// can be written beside the set that it replaces.
+const (
+	DefaultSize = 8 << 20
+	MinSize     = 64 << 10
+	MaxSize     = 1 << 30
+)
+
+// Request asks for one volume.
+type Request struct {
+	VolumeID   string
+	TargetPath string
+	// Shared allows the volume at several targets.
+	Shared bool
+	Class  class.Ref
+	Pod    provider.Pod
+	// Attributes are the volume context without tokens.
+	Attributes map[string]string
+	// FSGroup is the group that can read every file, nil for none.
+	FSGroup *int64
+	Credentials
+}
+
+// Credentials prove who the pod is. They are held in memory only.
+type Credentials struct {
+	Tokens    map[string]provider.Token
+	RawTokens secret.Value
+	Secrets   map[string]secret.Value
+}
+
+func (c Credentials) empty() bool {
+	return len(c.Tokens) == 0 && len(c.Secrets) == 0 && c.RawTokens.IsEmpty()
+}
+
+// CheckTarget tells why path cannot be the target of a volume, or returns nil.
+func CheckTarget(path string) error {
+	switch {
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("the target path %q is not absolute", path)
+	case strings.ContainsRune(path, 0):
+		return fmt.Errorf("the target path %q contains a NUL byte", path)
+	case filepath.Clean(path) != path || path == "/":
+		return fmt.Errorf("the target path %q is not in its shortest form, or is the root", path)
+	case len(path) >= provider.MaxPathBytes:
+		return fmt.Errorf("the target path has %d bytes, more than %d", len(path), provider.MaxPathBytes-1)
+	}
+	for part := range strings.SplitSeq(path, "/") {
+		if len(part) > provider.MaxComponentBytes {
+			return fmt.Errorf("the target path %.60q... has a component of %d bytes, more than %d", path, len(part), provider.MaxComponentBytes)
+		}
+	}
+	return nil
+}
+
+// Info is what is known of a volume.
+type Info struct {
+	VolumeID   string
+	TargetPath string
+	Class      class.Ref
+	Provider   string
+	Pod        provider.Pod
+	Objects    []provider.ObjectVersion
+	Published  time.Time
+	Refreshed  time.Time // when the files were last known to be current
+	ValidUntil time.Time // zero where the provider gave no bound
+	// LastError is why the last refresh failed, nil where it did not.
+	LastError error
+	// Blocked says that a refresh has to wait for kubelet's next publish, which
+	// brings the credentials that a restart of the driver lost.
+	Blocked bool
+}
+
+// volume is a published volume. Its fields are guarded by the lock of its
+// target, and for writing by Manager.mu as well.
+type volume struct {
+	record
+	credentials Credentials
+	validUntil  time.Time
+	lastError   error
+}
+
+func (v *volume) info() Info {
+	return Info{
+		VolumeID: v.VolumeID, TargetPath: v.TargetPath, Class: v.Class, Provider: v.Provider, Pod: v.Pod, Objects: v.Objects,
+		Published: v.Published, Refreshed: v.Refreshed, ValidUntil: v.validUntil, LastError: v.lastError, Blocked: v.blocked(),
+	}
+}
+
+func (v *volume) blocked() bool { return v.Credentials && v.credentials.empty() }
+
+// request is what the volume asks of its provider.
+func (v *volume) request(c *class.SecretProviderClass) provider.Request {
+	return provider.Request{
+		Parameters: c.Spec.Parameters, Attributes: v.Attributes, Pod: v.Pod,
+		Tokens: v.credentials.Tokens, RawTokens: v.credentials.RawTokens, Secrets: v.credentials.Secrets,
+		Mounted: v.Objects, TargetPath: v.TargetPath, Mode: provider.DefaultMode,
+	}
+}
+
+// compatible tells why req is not a repetition of the publish that made v, or
+// returns nil. What kubelet may say differently after its own upgrade does not
+// count.
+func (v *volume) compatible(req Request) error {
+	differs := ""
+	switch {
+	case v.VolumeID != req.VolumeID:
+		differs = fmt.Sprintf("it is volume %q", v.VolumeID)
+	case v.Class != req.Class:
+		differs = fmt.Sprintf("it is of class %s, not %s", v.Class, req.Class)
+	case v.Pod.UID != req.Pod.UID:
+		differs = fmt.Sprintf("it belongs to the pod %s/%s with UID %q", v.Pod.Namespace, v.Pod.Name, v.Pod.UID)
+	case (v.FSGroup == nil) != (req.FSGroup == nil) || v.FSGroup != nil && *v.FSGroup != *req.FSGroup:
+		differs = "it has another fsGroup"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%w: %s: %s; unpublish it first", ErrIncompatible, v.TargetPath, differs)
+}
+
+func newVolume(req Request, now time.Time) *volume {
+	return &volume{
+		record: record{
+			VolumeID: req.VolumeID, TargetPath: req.TargetPath, Class: req.Class, Pod: req.Pod,
+			Attributes: maps.Clone(req.Attributes), FSGroup: req.FSGroup, Credentials: !req.Credentials.empty(),
+			Published: now, Refreshed: now,
+		},
+		credentials: req.Credentials,
+	}
+}
+
+// sizeOf returns the bound of the class's volumes in bytes.
+func sizeOf(c *class.SecretProviderClass) (int64, error) {
+	text, ok := c.Spec.Parameters[SizeParameter]
+	if !ok {
+		return DefaultSize, nil
+	}
+	size, err := ParseSize(text)
+	if err != nil {
+		return 0, &provider.Error{Kind: provider.Invalid, Object: fmt.Sprintf("class %s: parameter %q", c.Ref(), SizeParameter), Err: err}
+	}
+	return size, nil
+}
+
+// ParseSize reads the value of SizeParameter.
+func ParseSize(text string) (int64, error) {
+	q, err := resource.ParseQuantity(strings.TrimSpace(text))
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a quantity of bytes; write it as in \"16Mi\"", text)
+	}
+	if size := q.Value(); size >= MinSize && size <= MaxSize {
+		return size, nil
+	}
+	return 0, fmt.Errorf("%s is not from 64Ki to 1Gi", text)
+}
+
+// checkSetSize tells why a set of files cannot be held by a volume of size
+// bytes, or returns nil.
+func checkSetSize(files []provider.File, size int64) error {
+	if need := setBytes(files); need > size/2 {
+		return &provider.Error{Kind: provider.TooLarge,
+			Err:    fmt.Errorf("its %d files take %d bytes and the volume has room for %d, half of its size, so that a refresh fits beside them", len(files), need, size/2),
+			Remedy: fmt.Sprintf("set the class parameter %s to at least %dKi", SizeParameter, (2*need+1023)/1024)}
+	}
+	return nil
+}
+
+// Usage is what a volume takes of its bounds.
+type Usage struct {
+	TotalBytes, UsedBytes, FreeBytes    int64
+	TotalInodes, UsedInodes, FreeInodes int64
+}
+
+// Observer hears what happens to volumes. It is called on the publish path and
+// must return at once; calls for one volume come in order.
+type Observer interface {
+	// Published: a volume was published, found again after a restart, or
+	// published once more with new credentials.
+	Published(Info)
+	// Unpublished: the volume at that target is gone.
+	Unpublished(Info)
+}
+
+type noObserver struct{}
+
+func (noObserver) Published(Info)   {}
+func (noObserver) Unpublished(Info) {}
+
+// Fetcher brings the files of a class, checked.
+type Fetcher interface {
+	Fetch(ctx context.Context, providerName string, req provider.Request) (provider.Result, error)
+}

@@ -1,0 +1,319 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+)
+
+// The entries of a volume's root are those of Kubernetes' own secret volumes
+// (k8s.io/kubernetes/pkg/volume/util, AtomicWriter):
+//
+//	..2026_11_21_07_30_00.1234567890/   one whole set of files
+//	..data -> ..2026_11_21_07_30_00.1234567890
+//	NAME -> ..data/NAME                 for each file or folder of the set
+//
+// A reader that opens NAME, or watches ..data, sees the whole old set or the
+// whole new one.
+const (
+	dataLink    = "..data"
+	dataNewLink = "..data_tmp"
+	ownPrefix   = ".."
+	// newEntryLink is a link on its way to replace an entry that is no link.
+	newEntryLink = "..entry_tmp"
+)
+
+// pageBytes is the unit in which a tmpfs hands out space.
+const pageBytes = 4096
+
+// A link as long as this takes a page of its own.
+const shortLinkBytes = 128
+
+// setBytes is the space that a set of files takes in a tmpfs.
+func setBytes(files []provider.File) int64 {
+	var n int64
+	for _, f := range files {
+		n += (int64(f.Contents.Len()) + pageBytes - 1) / pageBytes * pageBytes
+		if len(f.Path) >= shortLinkBytes-len(dataLink)-1 {
+			n += pageBytes
+		}
+	}
+	return n
+}
+
+// writeSet makes files the set that root holds and reports whether it was
+// another one before. groupRead opens every file to the group that owns the
+// volume, as kubelet does for a pod's fsGroup. Callers keep writers of one
+// root apart.
+//
+// Up to the rename of step 3, root holds the old set and an error leaves it as
+// it was. After it, root holds the new one; whatever could not be tidied by
+// then, or was cut short by a crash, the next writeSet or tidy completes.
+//
+//  1. What a crash left is removed. If the set is the same, nothing is written.
+//  2. The new set is written to a folder of its own.
+//  3. ..data is renamed over to it: from here on it is the volume's set.
+//  4. New entries get their links, entries that went lose theirs.
+//  5. The old set is removed.
+func writeSet(root *os.Root, files []provider.File, groupRead bool) (changed bool, err error) {
+	// Step 1.
+	current, err := tidy(root)
+	if err != nil {
+		return false, err
+	}
+	if current != "" {
+		same, err := sameSet(root, current, files, groupRead)
+		if err != nil || same {
+			return false, err
+		}
+	}
+	// Step 2.
+	next, err := makeSetFolder(root)
+	if err != nil {
+		return false, fmt.Errorf("make a folder for the new files: %w", err)
+	}
+	defer func() {
+		if err != nil && !changed {
+			err = errors.Join(err, root.RemoveAll(next))
+		}
+	}()
+	if err := writeFiles(root, next, files, groupRead); err != nil {
+		return false, err
+	}
+	// Step 3.
+	if err := root.Symlink(next, dataNewLink); err != nil {
+		return false, fmt.Errorf("make the link to the new files: %w", err)
+	}
+	if err := root.Rename(dataNewLink, dataLink); err != nil {
+		return false, errors.Join(fmt.Errorf("switch to the new files: %w", err), root.Remove(dataNewLink))
+	}
+	changed = true
+	// Step 4.
+	if err := linkEntries(root, next); err != nil {
+		return changed, err
+	}
+	// Step 5.
+	if current != "" {
+		if err := root.RemoveAll(current); err != nil {
+			return changed, fmt.Errorf("remove the old files: %w", err)
+		}
+	}
+	return changed, nil
+}
+
+// tidy completes what a crash cut short: it removes every set but the current
+// one, whose name it returns, and half-made links, and makes the links of the
+// current set right. Without a current set it returns "" and leaves whatever
+// else there is, which a provider of old may have written.
+func tidy(root *os.Root) (current string, err error) {
+	current, err = root.Readlink(dataLink)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the link to the current files: %w", err)
+	}
+	if current != "" {
+		if info, err := root.Stat(current); err != nil || !info.IsDir() || strings.Contains(current, "/") {
+			current = "" // a link to nowhere stands for no set
+		}
+	}
+	names, err := entries(root, ".")
+	if err != nil {
+		return "", err
+	}
+	for _, e := range names {
+		if name := e.Name(); strings.HasPrefix(name, ownPrefix) && name != dataLink && name != current {
+			if err := root.RemoveAll(name); err != nil {
+				return "", fmt.Errorf("remove what an interrupted write left: %w", err)
+			}
+		}
+	}
+	if current == "" {
+		return "", nil
+	}
+	return current, linkEntries(root, current)
+}
+
+// linkEntries gives each file and folder of the current set its link in the
+// root, and removes every other entry that is not the volume's own.
+func linkEntries(root *os.Root, current string) error {
+	wanted, err := entries(root, current)
+	if err != nil {
+		return err
+	}
+	present, err := entries(root, ".")
+	if err != nil {
+		return err
+	}
+	byName := make(map[string]fs.DirEntry, len(present))
+	for _, e := range present {
+		if !strings.HasPrefix(e.Name(), ownPrefix) {
+			byName[e.Name()] = e
+		}
+	}
+	for _, e := range wanted {
+		name, link := e.Name(), dataLink+"/"+e.Name()
+		old := byName[name]
+		delete(byName, name)
+		if old == nil {
+			if err := root.Symlink(link, name); err != nil {
+				return fmt.Errorf("link the new entry %q: %w", name, err)
+			}
+			continue
+		}
+		if to, err := root.Readlink(name); err == nil && to == link {
+			continue
+		}
+		if err := replaceEntry(root, old, link); err != nil {
+			return fmt.Errorf("link the entry %q: %w", name, err)
+		}
+	}
+	for name := range byName {
+		if err := root.RemoveAll(name); err != nil {
+			return fmt.Errorf("remove the old entry %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// replaceEntry puts a link in the place of an entry that something else made.
+func replaceEntry(root *os.Root, old fs.DirEntry, link string) error {
+	if old.IsDir() {
+		if err := root.RemoveAll(old.Name()); err != nil {
+			return err
+		}
+	}
+	if err := root.Symlink(link, newEntryLink); err != nil {
+		return err
+	}
+	return root.Rename(newEntryLink, old.Name())
+}
+
+// makeSetFolder makes an empty folder with a name that no earlier set had.
+func makeSetFolder(root *os.Root) (string, error) {
+	for {
+		name := fmt.Sprintf("%s%s.%d", ownPrefix, time.Now().UTC().Format("2006_01_02_15_04_05"), rand.Uint32())
+		if err := root.Mkdir(name, 0o755); !errors.Is(err, fs.ErrExist) {
+			return name, err
+		}
+	}
+}
+
+func writeFiles(root *os.Root, folder string, files []provider.File, groupRead bool) error {
+	for _, f := range files {
+		name := folder + "/" + f.Path
+		if dir := path.Dir(f.Path); dir != "." {
+			if err := root.MkdirAll(folder+"/"+dir, 0o755); err != nil {
+				return fmt.Errorf("make the folder of %q: %w", f.Path, err)
+			}
+		}
+		if err := writeFile(root, name, f, groupRead); err != nil {
+			return fmt.Errorf("write %q: %w", f.Path, bare(err))
+		}
+	}
+	return nil
+}
+
+func writeFile(root *os.Root, name string, f provider.File, groupRead bool) error {
+	w, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if _, err := w.Write(f.Contents.Reveal()); err != nil {
+		return err
+	}
+	if err := w.Chmod(fileMode(f, groupRead)); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+func fileMode(f provider.File, groupRead bool) fs.FileMode {
+	if groupRead {
+		return f.Mode | 0o440
+	}
+	return f.Mode
+}
+
+// sameSet reports whether the folder holds just these files, with these modes
+// and contents.
+func sameSet(root *os.Root, folder string, files []provider.File, groupRead bool) (bool, error) {
+	have := 0
+	err := fs.WalkDir(root.FS(), folder, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			have++
+		}
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("list the current files: %w", err)
+	}
+	if have != len(files) {
+		return false, nil
+	}
+	for _, f := range files {
+		same, err := sameFile(root, folder+"/"+f.Path, f, groupRead)
+		if err != nil || !same {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func sameFile(root *os.Root, name string, f provider.File, groupRead bool) (bool, error) {
+	info, err := root.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return false, nil
+	case err != nil:
+		return false, err
+	case info.Mode() != fileMode(f, groupRead), info.Size() != int64(f.Contents.Len()):
+		return false, nil
+	}
+	held, err := root.ReadFile(name)
+	defer clear(held)
+	if err != nil {
+		return false, fmt.Errorf("read the current %q: %w", f.Path, bare(err))
+	}
+	return slices.Equal(held, f.Contents.Reveal()), nil
+}
+
+// wipe removes everything that root holds.
+func wipe(root *os.Root) error {
+	names, err := entries(root, ".")
+	for _, e := range names {
+		err = errors.Join(err, root.RemoveAll(e.Name()))
+	}
+	return err
+}
+
+func entries(root *os.Root, folder string) ([]fs.DirEntry, error) {
+	f, err := root.Open(folder)
+	if err != nil {
+		return nil, fmt.Errorf("list the volume: %w", err)
+	}
+	defer f.Close()
+	list, err := f.ReadDir(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list the volume: %w", err)
+	}
+	return list, nil
+}
+
+// bare takes the path out of an error: it names a folder that is gone by the
+// time a person reads it.
+func bare(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
