@@ -1,0 +1,608 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-secrets/csi-secrets/pkg/class"
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
+)
+
+// store is a source of classes and a fetcher: the classes ns/one, ns/two, …,
+// with the files that a test sets.
+type store struct {
+	mu         sync.Mutex
+	files      map[string]string
+	parameters map[string]string
+	err        error
+	requests   []provider.Request
+	begun      func()        // called when such a fetch waits
+	hold       chan struct{} // where not nil, a fetch for the pod "held" waits for it or for ctx
+}
+
+func (s *store) set(files map[string]string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files, s.err = files, err
+}
+
+func (s *store) Get(_ context.Context, ref class.Ref) (*class.SecretProviderClass, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := &class.SecretProviderClass{Spec: class.Spec{Provider: "store", Parameters: maps.Clone(s.parameters)}}
+	c.Namespace, c.Name = ref.Namespace, ref.Name
+	return c, nil
+}
+
+func (s *store) Watch(ctx context.Context, _ func(class.Ref)) error { <-ctx.Done(); return nil }
+
+func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (provider.Result, error) {
+	if s.hold != nil && req.Pod.Name == "held" {
+		s.begun()
+		select {
+		case <-s.hold:
+		case <-ctx.Done():
+			return provider.Result{}, ctx.Err()
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = append(s.requests, req)
+	return provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}, s.err
+}
+
+type fixture struct {
+	*Manager
+	*store
+	dir string
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{store: &store{files: map[string]string{"a": "1"}}, dir: t.TempDir()}
+	f.restart(t)
+	t.Cleanup(func() {
+		f.Manager.Close()
+		targets, _ := filepath.Glob(filepath.Join(f.dir, "*", "mount"))
+		for _, target := range targets {
+			_ = unix.Unmount(target, unix.MNT_DETACH)
+		}
+	})
+	return f
+}
+
+// restart replaces the manager, as a new driver would.
+func (f *fixture) restart(t *testing.T) {
+	t.Helper()
+	if f.Manager != nil {
+		f.Manager.Close()
+	}
+	m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.Manager = m
+}
+
+func (f *fixture) request(pod string) Request {
+	return Request{
+		VolumeID: "csi-" + pod, TargetPath: filepath.Join(f.dir, pod, "mount"), Class: class.Ref{Namespace: "ns", Name: "one"},
+		Pod: provider.Pod{Namespace: "ns", Name: pod, UID: "uid-" + pod},
+	}
+}
+
+func (f *fixture) isMounted(t *testing.T, target string) bool {
+	t.Helper()
+	mounted, err := f.mounted(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mounted
+}
+
+// assertNothing checks that no trace of a volume is left.
+func (f *fixture) assertNothing(t *testing.T, r Request) {
+	t.Helper()
+	if _, err := os.Lstat(r.TargetPath); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the target is left: %v", err)
+	}
+	if list, _ := os.ReadDir(filepath.Join(f.dir, "state", "volumes")); len(list) > 0 {
+		t.Errorf("%d records are left", len(list))
+	}
+	if len(f.List()) > 0 {
+		t.Errorf("the manager knows %v", f.List())
+	}
+}
+
+func TestAVolumeLivesAndLeavesNothing(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if got := visible(t, r.TargetPath); !maps.Equal(got, f.files) {
+		t.Errorf("got %v", got)
+	}
+	if err := os.WriteFile(filepath.Join(r.TargetPath, "x"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("the volume can be written: %v", err)
+	}
+	next := map[string]string{"a": "2", "b/c": "0440:2"}
+	f.set(next, nil)
+	if changed, err := f.Refresh(t.Context(), r.TargetPath); !changed || err != nil {
+		t.Fatalf("changed %v, %v", changed, err)
+	}
+	if got := visible(t, r.TargetPath); got["a"] != "2" || got["b/c"] != "2" {
+		t.Errorf("got %v", got)
+	}
+	if u, err := f.Usage(r.VolumeID, r.TargetPath); err != nil || u.TotalBytes != DefaultSize || u.UsedBytes != 2*pageBytes {
+		t.Errorf("usage is %+v, %v", u, err)
+	}
+	for range 2 { // the second time there is nothing left to do
+		if err := f.Unpublish(t.Context(), r.VolumeID, r.TargetPath); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.assertNothing(t, r)
+}
+
+func TestAFailedFirstPublishLeavesNothingAndIsNotTakenForDone(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	failure := &provider.Error{Kind: provider.Unavailable, Err: errors.New("the store is away")}
+	f.set(nil, failure)
+	for range 3 { // kubelet tries again, while the folder is young
+		if err := f.Publish(t.Context(), r); !errors.Is(err, failure) {
+			t.Fatalf("got %v", err)
+		}
+		f.assertNothing(t, r)
+	}
+	f.set(map[string]string{"a": "1"}, nil)
+	if err := f.Publish(t.Context(), r); err != nil || !f.isMounted(t, r.TargetPath) {
+		t.Fatalf("mounted %v, %v", f.isMounted(t, r.TargetPath), err)
+	}
+}
+
+func TestARepeatedPublishBringsCredentialsAndAsksNoStore(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	r.Credentials.Tokens = map[string]provider.Token{"vault": {Value: secret.FromString("old")}}
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	f.set(nil, errors.New("nobody may ask"))
+	r.Credentials.Tokens = map[string]provider.Token{"vault": {Value: secret.FromString("new")}}
+	if err := f.Publish(t.Context(), r); err != nil || len(f.requests) != 1 {
+		t.Fatalf("%d requests, %v", len(f.requests), err)
+	}
+	f.set(map[string]string{"a": "2"}, nil)
+	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil {
+		t.Fatal(err)
+	}
+	last := f.requests[len(f.requests)-1]
+	if string(last.Tokens["vault"].Value.Reveal()) != "new" {
+		t.Error("the refresh used the old token")
+	}
+	if len(last.Mounted) != 1 || last.Mounted[0].Version != "1" {
+		t.Errorf("the refresh told of the versions %v", last.Mounted)
+	}
+}
+
+func TestAFailedRefreshKeepsTheFilesAndSaysWhy(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	f.set(nil, errors.New("the store is away"))
+	if _, err := f.Refresh(t.Context(), r.TargetPath); err == nil {
+		t.Fatal("it did not fail")
+	}
+	if got := visible(t, r.TargetPath); got["a"] != "1" {
+		t.Errorf("got %v", got)
+	}
+	if info := f.List()[0]; info.LastError == nil || !strings.Contains(info.LastError.Error(), "ns/web") {
+		t.Errorf("the volume tells %v", info.LastError)
+	}
+	f.set(map[string]string{"a": "1"}, nil)
+	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil || f.List()[0].LastError != nil {
+		t.Errorf("got %v, and the volume tells %v", err, f.List()[0].LastError)
+	}
+}
+
+func TestARestartedDriverFindsItsVolumes(t *testing.T) {
+	f := newFixture(t)
+	kept, lost := f.request("kept"), f.request("lost")
+	kept.Credentials.Secrets = map[string]secret.Value{"k": secret.FromString("v")}
+	for _, r := range []Request{kept, lost} {
+		if err := f.Publish(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unmount(lost.TargetPath); err != nil {
+		t.Fatal(err)
+	}
+	f.restart(t)
+	list := f.List()
+	if len(list) != 1 || list[0].VolumeID != kept.VolumeID || !list[0].Blocked {
+		t.Fatalf("it found %+v", list)
+	}
+	if _, err := os.Stat(lost.TargetPath); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of the lost volume is left: %v", err)
+	}
+	f.set(map[string]string{"a": "2"}, nil)
+	if changed, err := f.Refresh(t.Context(), kept.TargetPath); changed || err != nil {
+		t.Errorf("a refresh without credentials: changed %v, %v", changed, err)
+	}
+	if err := f.Publish(t.Context(), kept); err != nil { // kubelet brings them
+		t.Fatal(err)
+	}
+	if changed, err := f.Refresh(t.Context(), kept.TargetPath); !changed || err != nil {
+		t.Errorf("changed %v, %v", changed, err)
+	}
+}
+
+// In the order of the faults that drivers were seen to leave.
+func TestAMountOfWhichNothingIsKnown(t *testing.T) {
+	other := &provider.Error{Kind: provider.NotFound, Err: errors.New("no such object")}
+	for name, tc := range map[string]struct {
+		holds   map[string]string // nil for an empty tmpfs
+		fails   error
+		want    map[string]string
+		wantErr error
+	}{
+		"an empty tmpfs is filled":                    {nil, nil, map[string]string{"a": "1"}, nil},
+		"an empty tmpfs is no volume when that fails": {nil, other, nil, other},
+		"another driver's set is replaced in place":   {map[string]string{"x": "0"}, nil, map[string]string{"a": "1"}, nil},
+		"another driver's set stays where that fails": {map[string]string{"x": "0"}, other, map[string]string{"x": "0"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			r := f.request("web")
+			tr, err := newTree(tmpfsOptions{size: DefaultSize})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.holds != nil {
+				if _, err := writeSet(tr.root, files(tc.holds), false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			target, err := makeTarget(r.TargetPath)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tr.attach(target); err != nil {
+				t.Fatal(err)
+			}
+			target.Close()
+			pod, err := os.OpenRoot(r.TargetPath) // what a running pod holds on to
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pod.Close()
+			if tc.fails != nil {
+				f.set(nil, tc.fails)
+			}
+			if err := f.Publish(t.Context(), r); !errors.Is(err, tc.wantErr) {
+				t.Fatalf("got %v, want %v", err, tc.wantErr)
+			}
+			if tc.want == nil {
+				pod.Close()
+				f.assertNothing(t, r)
+				return
+			}
+			if got := visible(t, r.TargetPath); !maps.Equal(got, tc.want) {
+				t.Errorf("got %v", got)
+			}
+			for name, content := range tc.want {
+				if got, err := pod.ReadFile(name); string(got) != content {
+					t.Errorf("the pod reads %q, %v", got, err)
+				}
+			}
+		})
+	}
+}
+
+func TestUnpublishSurvivesWhatItFinds(t *testing.T) {
+	for name, prepare := range map[string]func(t *testing.T, f *fixture, r Request){
+		"a target that is in use": func(t *testing.T, f *fixture, r Request) {
+			dir, err := os.Open(r.TargetPath)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { dir.Close() })
+		},
+		"two mounts on one another": func(t *testing.T, f *fixture, r Request) {
+			if err := unix.Mount("tmpfs", r.TargetPath, "tmpfs", 0, ""); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a mount that is gone": func(t *testing.T, f *fixture, r Request) {
+			if err := unmount(r.TargetPath); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a folder with a value on the disk": func(t *testing.T, f *fixture, r Request) {
+			if err := unmount(r.TargetPath); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(r.TargetPath, "plaintext"), []byte("x"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a target that is gone": func(t *testing.T, f *fixture, r Request) {
+			if err := unmount(r.TargetPath); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(r.TargetPath); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			r := f.request("web")
+			if err := f.Publish(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			prepare(t, f, r)
+			if err := f.Unpublish(t.Context(), r.VolumeID, r.TargetPath); err != nil {
+				t.Fatal(err)
+			}
+			f.assertNothing(t, r)
+		})
+	}
+}
+
+func TestUnpublishEmptiesCopiesOfTheMount(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	held, err := openTree(r.TargetPath) // as a mount namespace that leaked would
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.close()
+	if err := f.Unpublish(t.Context(), r.VolumeID, r.TargetPath); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := entries(held.root, "."); len(list) > 0 || err != nil {
+		t.Errorf("the copy still holds %v, %v", list, err)
+	}
+}
+
+func TestATargetThatCannotBeAVolumeIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		make func(target string) error
+		want string
+	}{
+		"a file":          {func(p string) error { return os.WriteFile(p, nil, 0o600) }, "it is a file"},
+		"a symbolic link": {func(p string) error { return os.Symlink("/tmp", p) }, "it is a symbolic link"},
+		"below a file": {func(p string) error {
+			return errors.Join(os.Remove(filepath.Dir(p)), os.WriteFile(filepath.Dir(p), nil, 0o600))
+		}, "below something that is no folder"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			r := f.request("web")
+			if err := errors.Join(os.MkdirAll(filepath.Dir(r.TargetPath), 0o755), tc.make(r.TargetPath)); err != nil {
+				t.Fatal(err)
+			}
+			err := f.Publish(t.Context(), r)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || provider.KindOf(err) != provider.Invalid {
+				t.Errorf("got %v", err)
+			}
+			if len(f.List()) > 0 || len(f.requests) > 0 {
+				t.Error("it asked the store or kept a volume")
+			}
+		})
+	}
+}
+
+func TestOneVolumeOneTarget(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	group := int64(7)
+	for name, tc := range map[string]struct {
+		change func(*Request)
+		want   error
+	}{
+		"another class":       {func(r *Request) { r.Class.Name = "two" }, ErrIncompatible},
+		"another pod":         {func(r *Request) { r.Pod.UID = "other" }, ErrIncompatible},
+		"another group":       {func(r *Request) { r.FSGroup = &group }, ErrIncompatible},
+		"another volume":      {func(r *Request) { r.VolumeID = "other" }, ErrIncompatible},
+		"another target":      {func(r *Request) { r.TargetPath += "2" }, ErrElsewhere},
+		"one target of many":  {func(r *Request) { r.TargetPath = filepath.Join(f.dir, "web2", "mount"); r.Shared = true }, nil},
+		"a kubelet that adds": {func(r *Request) { r.Attributes = map[string]string{"csi.storage.k8s.io/new": "x"} }, nil},
+	} {
+		changed := r
+		tc.change(&changed)
+		if err := f.Publish(t.Context(), changed); !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tc.want)
+		}
+	}
+}
+
+func TestAPodCannotOverrideItsClass(t *testing.T) {
+	f := newFixture(t)
+	f.parameters = map[string]string{"path": "/secrets"}
+	r := f.request("web")
+	r.Attributes = map[string]string{"path": "/etc"}
+	if err := f.Publish(t.Context(), r); provider.KindOf(err) != provider.Invalid || !strings.Contains(err.Error(), `"path"`) {
+		t.Errorf("got %v", err)
+	}
+	f.assertNothing(t, r)
+}
+
+func TestTheClassSetsTheSize(t *testing.T) {
+	f := newFixture(t)
+	f.parameters = map[string]string{SizeParameter: "64Ki"}
+	r := f.request("web")
+	f.set(map[string]string{"a": strings.Repeat("x", 40<<10)}, nil)
+	err := f.Publish(t.Context(), r)
+	if provider.KindOf(err) != provider.TooLarge || !strings.Contains(err.Error(), "set the class parameter volumeSize to at least 80Ki") {
+		t.Fatalf("got %v", err)
+	}
+	f.assertNothing(t, r)
+	f.parameters[SizeParameter] = "80Ki"
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	// A class that asks for more gets it under the running pod.
+	f.parameters[SizeParameter] = "1Mi"
+	f.set(map[string]string{"a": strings.Repeat("y", 400<<10)}, nil)
+	if changed, err := f.Refresh(t.Context(), r.TargetPath); !changed || err != nil {
+		t.Fatalf("changed %v, %v", changed, err)
+	}
+	for _, text := range []string{"", "x", "-1", "1", "2Gi", "1e30"} {
+		if size, err := ParseSize(text); err == nil {
+			t.Errorf("%q was read as %d", text, size)
+		}
+	}
+}
+
+func TestTheGroupOfThePodOwnsItsFiles(t *testing.T) {
+	group := int64(0)
+	if data, err := os.ReadFile("/proc/self/gid_map"); err == nil && strings.Contains(string(data), "4294967295") {
+		group = 2000 // an ordinary user's namespace knows group 0 only
+	}
+	f := newFixture(t)
+	f.set(map[string]string{"a": "0400:x", "b/c": "0600:x"}, nil)
+	r := f.request("web")
+	r.FSGroup = &group
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]os.FileMode{".": 0o755 | os.ModeDir | os.ModeSetgid, "a": 0o440, "b/c": 0o640, "..data/b": 0o755 | os.ModeDir | os.ModeSetgid} {
+		info, err := os.Stat(filepath.Join(r.TargetPath, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := info.Sys().(*syscall.Stat_t); int64(st.Gid) != group || info.Mode() != mode {
+			t.Errorf("%s: group %d, mode %v, want %d, %v", name, st.Gid, info.Mode(), group, mode)
+		}
+	}
+}
+
+func TestCallsForOneVolumeWaitForEachOther(t *testing.T) {
+	f := newFixture(t)
+	f.hold = make(chan struct{})
+	r := f.request("held")
+	first := make(chan error)
+	started := make(chan struct{})
+	f.begun = func() { close(started) }
+	go func() { first <- f.Publish(t.Context(), r) }()
+	<-started
+	hurried, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	for _, call := range []func() error{
+		func() error { return f.Unpublish(hurried, r.VolumeID, r.TargetPath) },
+		func() error { return f.Unpublish(hurried, "another", r.TargetPath) },
+		func() error { return f.Unpublish(hurried, r.VolumeID, r.TargetPath+"2") },
+	} {
+		if err := call(); err != nil && !errors.Is(err, ErrPending) {
+			t.Errorf("got %v", err)
+		} else if err == nil {
+			t.Error("it did not wait")
+		}
+	}
+	if err := f.Publish(t.Context(), f.request("other")); err != nil {
+		t.Error(err) // another volume need not wait
+	}
+	close(f.hold)
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestManyCallsAtOnceEndInOneState(t *testing.T) {
+	f := newFixture(t)
+	var group sync.WaitGroup
+	for i := range 64 {
+		group.Go(func() {
+			r := f.request(fmt.Sprint("web", i%4))
+			var err error
+			switch i % 3 {
+			case 0:
+				err = f.Unpublish(t.Context(), r.VolumeID, r.TargetPath)
+			case 1:
+				if _, err = f.Refresh(t.Context(), r.TargetPath); errors.Is(err, ErrNotPublished) {
+					err = nil
+				}
+			default:
+				err = f.Publish(t.Context(), r)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	for i := range 4 {
+		r := f.request(fmt.Sprint("web", i))
+		if known, mounted := f.get(r.TargetPath) != nil, f.isMounted(t, r.TargetPath); known != mounted {
+			t.Errorf("%s: known %v, mounted %v", r.VolumeID, known, mounted)
+		}
+		if err := f.Unpublish(t.Context(), r.VolumeID, r.TargetPath); err != nil {
+			t.Error(err)
+		}
+	}
+	f.assertNothing(t, f.request("web0"))
+}
+
+func TestTwoManagersDoNotShareAStateFolder(t *testing.T) {
+	f := newFixture(t)
+	if m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.store}); err == nil {
+		m.Close()
+		t.Error("a second manager got the folder")
+	}
+}
+
+func TestBrokenRecordsHoldNothingUp(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Publish(t.Context(), f.request("web")); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(f.dir, "state", "volumes")
+	for name, content := range map[string]string{"a.json": "{", "b.json": `{"format":99}`, "c.json.tmp": "x", "d.json": `{"format":1,"volumeID":"v","targetPath":"/etc"}`} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Manager.Close()
+	m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Manager = m
+	if err := m.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "a.json") || !strings.Contains(err.Error(), "b.json") {
+		t.Errorf("it told %v", err)
+	}
+	if len(m.List()) != 1 {
+		t.Errorf("it found %v", m.List())
+	}
+	left, _ := os.ReadDir(dir)
+	if len(left) != 2 { // the good one and the one of a later format
+		t.Errorf("the folder holds %v", left)
+	}
+}
