@@ -49,7 +49,11 @@ func TestNoPathPrintsAValue(t *testing.T) {
 	}
 	for name, marshal := range map[string]func(any) ([]byte, error){
 		"json": json.Marshal, "yaml": yaml.Marshal,
-		"gob": func(x any) ([]byte, error) { var b bytes.Buffer; err := gob.NewEncoder(&b).Encode(x); return b.Bytes(), err },
+		"gob": func(x any) ([]byte, error) {
+			var b bytes.Buffer
+			err := gob.NewEncoder(&b).Encode(x)
+			return b.Bytes(), err
+		},
 	} {
 		for _, arg := range []any{v, &v, map[string]Value{"a": v}} {
 			if out, _ := marshal(arg); shows(string(out)) {

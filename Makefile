@@ -1,0 +1,90 @@
+# make demo    the life of a pod's secrets on this machine, in a few seconds
+# make test    everything that is checked: formatting, linters, unit tests, whole-system tests
+# make help    all targets
+
+MODULE  := github.com/csi-secrets/csi-secrets
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOBUILD  = CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+
+# The race detector needs a C compiler; without one the tests run all the same.
+HAVE_CC := $(shell command -v $$(go env CC) 2>/dev/null)
+RACE    := $(if $(HAVE_CC),-race)
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+FUZZTIME    ?= 5s
+ARCHES      := amd64 arm64
+
+.PHONY: help
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: ## build bin/csi-secrets
+	$(GOBUILD) -o bin/csi-secrets ./cmd/csi-secrets
+
+.PHONY: demo
+demo: build ## show the driver's main job on this machine, without Kubernetes
+	@bin/csi-secrets demo
+
+.PHONY: test
+test: lint build unit system fuzz ## run everything that is checked
+
+.PHONY: unit
+unit: ## unit tests, under the race detector where there is a C compiler
+	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
+	go test $(RACE) ./cmd/... ./internal/... ./pkg/...
+
+# The driver under test is built with the race detector too, and ends at the
+# first race that it sees.
+.PHONY: system
+system: tools ## conformance (csi-sanity), faults, bad input and redaction, against the real binary
+	$(if $(RACE),go build -race,$(GOBUILD)) -o bin/csi-secrets-test ./cmd/csi-secrets
+	CSI_SECRETS_BIN=$(CURDIR)/bin/csi-secrets-test GORACE=halt_on_error=1 go test $(RACE) -timeout 30m ./sanity/... ./test/...
+
+.PHONY: tools
+tools: # what whole-system tests need of the system, installed where that is possible
+	@command -v strace >/dev/null || test/install.sh strace
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME each
+	@go list ./... | while read -r package; do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "fuzz $$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+.PHONY: lint
+lint: ## formatting, vet, staticcheck
+	@test -z "$$(gofmt -l cmd internal pkg sanity test)" || { echo "not formatted:"; gofmt -l cmd internal pkg sanity test; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+.PHONY: vuln
+vuln: ## look for known vulnerabilities; needs a network that reaches vuln.go.dev
+	go run $(GOVULNCHECK) ./...
+
+.PHONY: bench
+bench: build ## rates, latencies and memory, beside the kernel's floor in the same run
+	go run ./test/bench -driver bin/csi-secrets
+
+.PHONY: binaries
+binaries: # the programs of the image, one for each architecture
+	@for arch in $(ARCHES); do \
+		echo "build dist/linux_$$arch/csi-secrets"; \
+		GOOS=linux GOARCH=$$arch $(GOBUILD) -o dist/linux_$$arch/csi-secrets ./cmd/csi-secrets || exit 1; \
+		chmod 0555 dist/linux_$$arch/csi-secrets; \
+	done
+
+IMAGE     ?= csi-secrets:$(VERSION)
+PLATFORM  ?= linux/$(shell go env GOARCH)
+CONTAINER ?= $(firstword $(foreach p,docker buildah podman,$(if $(shell command -v $(p)),$(p))))
+.PHONY: image
+image: binaries ## build the container image IMAGE for PLATFORM with CONTAINER (docker, buildah or podman)
+	$(CONTAINER) build --platform $(PLATFORM) -t $(IMAGE) .
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist

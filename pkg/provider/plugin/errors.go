@@ -1,0 +1,206 @@
+package plugin
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
+)
+
+const (
+	// maxTextBytes bounds what is passed on of a provider's words.
+	maxTextBytes = 4096
+	// minHiddenBytes is the shortest value that redact looks for: anything
+	// shorter stands in ordinary words too.
+	minHiddenBytes = 4
+	// minHiddenLine is the shortest line of a longer value that it looks for.
+	minHiddenLine = 16
+	// deadlineAtHand is how far from the end of a request a provider's
+	// DEADLINE_EXCEEDED is still put down to that end.
+	deadlineAtHand = 50 * time.Millisecond
+)
+
+// The beginnings of what gRPC itself says of an answer that it did not take.
+var (
+	tooLarge   = []string{"grpc: received message larger than max", "grpc: received message after decompression larger than max", "grpc: message after decompression larger than max"}
+	unreadable = []string{"grpc: failed to unmarshal the received message"}
+)
+
+// failure turns err, from an RPC to object that took so long, into a
+// *provider.Error. It keeps the provider's status, with hide applied to its
+// message and without details, which could hold anything.
+func (f *Finder) failure(ctx context.Context, object string, after time.Duration, hide func(string) string, err error) error {
+	after = after.Round(time.Millisecond)
+	st := status.Convert(err)
+	switch code := st.Code(); {
+	case code == codes.DeadlineExceeded && ending(ctx):
+		return &provider.Error{Kind: provider.Unavailable, Op: fmt.Sprintf("%s did not answer within %v", object, after), Err: context.DeadlineExceeded,
+			Remedy: "the provider's log on this node may say what it waits for"}
+	case code == codes.Canceled && ctx.Err() != nil:
+		return &provider.Error{Kind: provider.Unavailable, Op: fmt.Sprintf("%s had not answered after %v, when the request was cancelled", object, after), Err: ctx.Err()}
+	case code == codes.Canceled && f.isClosed():
+		return &provider.Error{Kind: provider.Unavailable, Object: object, Err: errClosed}
+	}
+	e := &provider.Error{
+		Kind:   kindOf(st.Code()),
+		Object: object,
+		Err:    status.New(st.Code(), shorten(hide(st.Message()), maxTextBytes)).Err(),
+		Code:   st.Code().String(),
+	}
+	switch {
+	case st.Code() == codes.ResourceExhausted && begins(st.Message(), tooLarge):
+		e.Kind = provider.TooLarge
+		e.Op = fmt.Sprintf("its answer is larger than %d bytes", f.maxMessageBytes)
+		e.Remedy = "mount fewer objects in one volume, or raise --max-call-recv-msg-size"
+	case st.Code() == codes.Internal && begins(st.Message(), unreadable):
+		e.Op = "its answer could not be read"
+		e.Remedy = "the provider breaks the protocol: look for a newer version of it"
+	}
+	return e
+}
+
+// ending tells whether ctx ended, or is about to: gRPC sends the deadline along,
+// and a provider's clock may strike first.
+func ending(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(deadline) < deadlineAtHand
+}
+
+func (f *Finder) isClosed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
+}
+
+// kindOf says what the code of a provider's status means to us.
+func kindOf(code codes.Code) provider.Kind {
+	switch code {
+	case codes.InvalidArgument, codes.FailedPrecondition, codes.OutOfRange:
+		return provider.Invalid
+	case codes.NotFound:
+		return provider.NotFound
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return provider.Denied
+	case codes.ResourceExhausted:
+		return provider.Throttled
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted:
+		return provider.Unavailable
+	}
+	return provider.Internal
+}
+
+func begins(text string, prefixes []string) bool {
+	for _, prefix := range prefixes {
+		if strings.HasPrefix(text, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// redact returns text with every occurrence of a token or secret of req
+// replaced by secret.Redacted: whole values of four bytes and more, and lines
+// of sixteen bytes and more of values that have several; as they are, and
+// quoted, as JSON, as part of a URL and in base64. A value that is cut, or
+// written in yet another way, is not recognised.
+func redact(text string, req provider.Request) string {
+	hidden := make([]bool, len(text))
+	for _, value := range values(req) {
+		for _, form := range forms(value) {
+			for from := 0; ; {
+				i := strings.Index(text[from:], form)
+				if i < 0 {
+					break
+				}
+				from += i
+				for j := range form {
+					hidden[from+j] = true
+				}
+				from++
+			}
+		}
+	}
+	var b strings.Builder
+	for i := range len(text) {
+		switch {
+		case !hidden[i]:
+			b.WriteByte(text[i])
+		case i == 0 || !hidden[i-1]:
+			b.WriteString(secret.Redacted)
+		}
+	}
+	return b.String()
+}
+
+// values returns the tokens and secrets of req that redact looks for.
+func values(req provider.Request) []string {
+	all := []secret.Value{req.RawTokens}
+	for _, token := range req.Tokens {
+		all = append(all, token.Value)
+	}
+	for _, value := range req.Secrets {
+		all = append(all, value)
+	}
+	var found []string
+	for _, v := range all {
+		value := string(v.Reveal())
+		if len(value) >= minHiddenBytes {
+			found = append(found, value)
+		}
+		if trimmed := strings.TrimSpace(value); trimmed != value && len(trimmed) >= minHiddenBytes {
+			found = append(found, trimmed)
+		}
+		if !strings.Contains(value, "\n") {
+			continue
+		}
+		for line := range strings.Lines(value) {
+			if line = strings.TrimSpace(line); len(line) >= minHiddenLine {
+				found = append(found, line)
+			}
+		}
+	}
+	return found
+}
+
+// forms returns the ways in which an error may show value.
+func forms(value string) []string {
+	var b strings.Builder
+	quote(&b, value)
+	plain := unquoted(b.String())
+	escaped := plain // as encoding/json has it, with more escapes
+	if text, err := json.Marshal(value); err == nil {
+		escaped = unquoted(string(text))
+	}
+	return []string{
+		value, plain, escaped,
+		unquoted(strconv.Quote(value)), unquoted(strconv.Quote(plain)), unquoted(strconv.Quote(escaped)),
+		url.QueryEscape(value), url.PathEscape(value),
+		base64.RawStdEncoding.EncodeToString([]byte(value)), base64.RawURLEncoding.EncodeToString([]byte(value)),
+	}
+}
+
+func unquoted(text string) string { return text[1 : len(text)-1] }
+
+// shorten returns the first n bytes of text, or a little less so as not to cut
+// a character, and says where it cut. What is not UTF-8 is replaced.
+func shorten(text string, n int) string {
+	text = strings.ToValidUTF8(text, string(utf8.RuneError))
+	if len(text) <= n {
+		return text
+	}
+	for !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n] + "..."
+}
