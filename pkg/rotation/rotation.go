@@ -34,7 +34,7 @@ const (
 
 // Refresher refreshes the volume at a target.
 type Refresher interface {
-	Refresh(ctx context.Context, target string) (changed bool, err error)
+	Refresh(ctx context.Context, target string) (volume.Refreshed, error)
 }
 
 // Scheduler is a volume.Observer that keeps the volumes it hears of fresh. It
@@ -160,11 +160,11 @@ func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
 }
 
 func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
-	changed, err := volumes.Refresh(ctx, e.target)
+	done, err := volumes.Refresh(ctx, e.target)
 	logger := klog.FromContext(ctx)
 	if err != nil && ctx.Err() == nil {
 		logger.Error(err, "A volume keeps the files that it has", "target", e.target)
-	} else if changed {
+	} else if done.Changed {
 		logger.V(2).Info("Refreshed a volume", "target", e.target)
 	}
 	s.mu.Lock()
@@ -175,7 +175,7 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
 		return
 	case err == nil:
 		e.failures = 0
-		s.schedule(e, s.next(time.Time{}))
+		s.schedule(e, s.next(done.ValidUntil))
 	default:
 		wait := firstRetry << min(e.failures, 10)
 		if s.interval > 0 {

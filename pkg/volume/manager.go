@@ -186,24 +186,24 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 // Refresh fetches the files of the volume at target anew and switches to them
 // in one step where they differ. When it fails, the volume keeps the files that
 // it has, and its Info tells why.
-func (m *Manager) Refresh(ctx context.Context, target string) (changed bool, err error) {
+func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error) {
 	known := m.get(target)
 	if known == nil {
-		return false, fmt.Errorf("%w at %s", ErrNotPublished, target)
+		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
 	}
 	unlock, err := m.lock(ctx, known.VolumeID, target)
 	if err != nil {
-		return false, err
+		return Refreshed{}, err
 	}
 	defer unlock()
 	if m.get(target) != known {
-		return false, fmt.Errorf("%w at %s", ErrNotPublished, target)
+		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
 	}
 	if known.blocked() {
-		return false, nil
+		return Refreshed{}, nil
 	}
 	next := *known
-	changed, err = m.refresh(ctx, &next)
+	changed, err := m.refresh(ctx, &next)
 	if err != nil {
 		err = fmt.Errorf("refresh volume %s of pod %s/%s: %w", next.VolumeID, next.Pod.Namespace, next.Pod.Name, err)
 	}
@@ -211,7 +211,7 @@ func (m *Manager) Refresh(ctx context.Context, target string) (changed bool, err
 	m.mu.Lock()
 	*known = next
 	m.mu.Unlock()
-	return changed, err
+	return Refreshed{changed, next.validUntil}, err
 }
 
 func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err error) {

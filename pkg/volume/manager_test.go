@@ -143,8 +143,8 @@ func TestAVolumeLivesAndLeavesNothing(t *testing.T) {
 	}
 	next := map[string]string{"a": "2", "b/c": "0440:2"}
 	f.set(next, nil)
-	if changed, err := f.Refresh(t.Context(), r.TargetPath); !changed || err != nil {
-		t.Fatalf("changed %v, %v", changed, err)
+	if got, err := f.Refresh(t.Context(), r.TargetPath); !got.Changed || err != nil {
+		t.Fatalf("changed %v, %v", got.Changed, err)
 	}
 	if got := visible(t, r.TargetPath); got["a"] != "2" || got["b/c"] != "2" {
 		t.Errorf("got %v", got)
@@ -245,14 +245,14 @@ func TestARestartedDriverFindsItsVolumes(t *testing.T) {
 		t.Errorf("the folder of the lost volume is left: %v", err)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if changed, err := f.Refresh(t.Context(), kept.TargetPath); changed || err != nil {
-		t.Errorf("a refresh without credentials: changed %v, %v", changed, err)
+	if got, err := f.Refresh(t.Context(), kept.TargetPath); got.Changed || err != nil {
+		t.Errorf("a refresh without credentials: changed %v, %v", got.Changed, err)
 	}
 	if err := f.Publish(t.Context(), kept); err != nil { // kubelet brings them
 		t.Fatal(err)
 	}
-	if changed, err := f.Refresh(t.Context(), kept.TargetPath); !changed || err != nil {
-		t.Errorf("changed %v, %v", changed, err)
+	if got, err := f.Refresh(t.Context(), kept.TargetPath); !got.Changed || err != nil {
+		t.Errorf("changed %v, %v", got.Changed, err)
 	}
 }
 
@@ -471,8 +471,8 @@ func TestTheClassSetsTheSize(t *testing.T) {
 	// A class that asks for more gets it under the running pod.
 	f.parameters[SizeParameter] = "1Mi"
 	f.set(map[string]string{"a": strings.Repeat("y", 400<<10)}, nil)
-	if changed, err := f.Refresh(t.Context(), r.TargetPath); !changed || err != nil {
-		t.Fatalf("changed %v, %v", changed, err)
+	if got, err := f.Refresh(t.Context(), r.TargetPath); !got.Changed || err != nil {
+		t.Fatalf("changed %v, %v", got.Changed, err)
 	}
 	for _, text := range []string{"", "x", "-1", "1", "2Gi", "1e30"} {
 		if size, err := ParseSize(text); err == nil {

@@ -215,6 +215,14 @@ type Usage struct {
 	TotalInodes, UsedInodes, FreeInodes int64
 }
 
+// Refreshed is what came of a refresh.
+type Refreshed struct {
+	// Changed says that the files are others than before.
+	Changed bool
+	// ValidUntil is when they must have been fetched anew; zero for no bound.
+	ValidUntil time.Time
+}
+
 // Observer hears what happens to volumes. It is called on the publish path and
 // must return at once; calls for one volume come in order.
 type Observer interface {

@@ -1,0 +1,243 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/csi-secrets/csi-secrets/pkg/class"
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/volume"
+)
+
+// world is a source of classes, a provider that can be watched, and a refresher
+// that notes when it was called.
+type world struct {
+	mu           sync.Mutex
+	refreshed    []time.Duration // since the world began
+	began        time.Time
+	err          error
+	busy         time.Duration
+	valid        time.Duration // how long what a refresh brings is valid; 0 for no bound
+	classChanged func(class.Ref)
+	changed      func()
+	watches      int
+}
+
+func (w *world) Get(context.Context, class.Ref) (*class.SecretProviderClass, error) {
+	return &class.SecretProviderClass{Spec: class.Spec{Provider: "store"}}, nil
+}
+
+func (w *world) Watch(ctx context.Context, changed func(class.Ref)) error {
+	w.set(func() { w.classChanged = changed })
+	<-ctx.Done()
+	return nil
+}
+
+func (w *world) Refresh(ctx context.Context, _ string) (volume.Refreshed, error) {
+	w.mu.Lock()
+	w.refreshed = append(w.refreshed, time.Since(w.began))
+	busy, valid, err := w.busy, w.valid, w.err
+	w.mu.Unlock()
+	sleep(ctx, busy)
+	done := volume.Refreshed{Changed: true}
+	if valid > 0 {
+		done.ValidUntil = time.Now().Add(valid)
+	}
+	return done, err
+}
+
+func (w *world) set(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+func (w *world) times() []time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]time.Duration(nil), w.refreshed...)
+}
+
+// store is the provider; with watched false it cannot be watched.
+type store struct{ *world }
+
+func (store) Fetch(context.Context, provider.Request) (provider.Result, error) {
+	return provider.Result{}, nil
+}
+
+type watchedStore struct{ store }
+
+func (s watchedStore) Watch(ctx context.Context, _ map[string]string, changed func()) error {
+	s.set(func() { s.changed, s.watches = changed, s.watches+1 })
+	<-ctx.Done()
+	s.set(func() { s.watches-- })
+	return nil
+}
+
+var info = volume.Info{TargetPath: "/t", Class: class.Ref{Namespace: "ns", Name: "c"}}
+
+// run calls body in a bubble of time with a running scheduler.
+func run(t *testing.T, watched bool, interval time.Duration, body func(w *world, s *Scheduler)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{began: time.Now()}
+		var p provider.Provider = store{w}
+		if watched {
+			p = watchedStore{store{w}}
+		}
+		s := New(w, func(string) (provider.Provider, error) { return p, nil }, interval)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); s.Run(ctx, w) }()
+		synctest.Wait()
+		body(w, s)
+		cancel()
+		<-done
+	})
+}
+
+func TestAVolumeIsRefreshedEveryInterval(t *testing.T) {
+	run(t, false, time.Minute, func(w *world, s *Scheduler) {
+		s.Published(info)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		times := w.times()
+		if len(times) < 9 || len(times) > 11 {
+			t.Fatalf("refreshed %d times in ten intervals", len(times))
+		}
+		for i := 1; i < len(times); i++ {
+			if gap := times[i] - times[i-1]; gap < 54*time.Second || gap > 66*time.Second {
+				t.Errorf("a gap of %v", gap)
+			}
+		}
+	})
+}
+
+func TestARepeatedPublishDoesNotDelayTheRefresh(t *testing.T) {
+	run(t, false, 2*time.Minute, func(w *world, s *Scheduler) {
+		for range 10 {
+			s.Published(info)
+			time.Sleep(time.Minute)
+		}
+		if n := len(w.times()); n < 4 {
+			t.Errorf("refreshed %d times in five intervals", n)
+		}
+	})
+}
+
+func TestAFailureIsTriedAgainSoonAndThenLessOften(t *testing.T) {
+	run(t, false, time.Minute, func(w *world, s *Scheduler) {
+		w.set(func() { w.err = errors.New("away") })
+		s.Published(info)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		times := w.times()
+		for i, want := range []time.Duration{5, 10, 20, 40, 60, 60} {
+			gap := times[i+1] - times[i]
+			if want *= time.Second; gap < want*9/10 || gap > want*11/10 {
+				t.Errorf("retry %d after %v, want about %v", i+1, gap, want)
+			}
+		}
+		// New credentials are tried at once.
+		failed := info
+		failed.LastError = w.err
+		before := len(w.times())
+		s.Published(failed)
+		synctest.Wait()
+		if len(w.times()) != before+1 {
+			t.Error("new credentials were not tried")
+		}
+	})
+}
+
+func TestAChangeOfTheSourceIsFollowedAtOnce(t *testing.T) {
+	run(t, true, time.Hour, func(w *world, s *Scheduler) {
+		s.Published(info)
+		synctest.Wait()
+		time.Sleep(2 * catchUp)
+		before := len(w.times()) // one, for what changed before the watch began
+		if before != 1 {
+			t.Errorf("refreshed %d times after the watch began", before)
+		}
+		w.changed()
+		synctest.Wait()
+		if len(w.times()) != before+1 {
+			t.Error("it was not followed")
+		}
+	})
+}
+
+func TestAChangeDuringARefreshIsNotLost(t *testing.T) {
+	run(t, true, time.Hour, func(w *world, s *Scheduler) {
+		s.Published(info)
+		time.Sleep(2 * catchUp)
+		w.set(func() { w.busy = time.Second })
+		before := len(w.times())
+		w.changed()
+		synctest.Wait() // the refresh runs
+		w.changed()
+		w.changed()
+		time.Sleep(5 * time.Second)
+		if n := len(w.times()) - before; n != 2 {
+			t.Errorf("refreshed %d times, want 2", n)
+		}
+	})
+}
+
+func TestAChangeOfTheClassIsFollowedAtOnce(t *testing.T) {
+	run(t, true, time.Hour, func(w *world, s *Scheduler) {
+		s.Published(info)
+		time.Sleep(2 * catchUp)
+		before := len(w.times())
+		w.classChanged(info.Class)
+		w.classChanged(class.Ref{Namespace: "ns", Name: "other"})
+		synctest.Wait()
+		if len(w.times()) == before {
+			t.Error("it was not followed")
+		}
+		if w.watches != 1 {
+			t.Errorf("%d watches run, want the new one only", w.watches)
+		}
+	})
+}
+
+func TestTheFilesAreFetchedAnewBeforeTheyRunOut(t *testing.T) {
+	run(t, false, time.Hour, func(w *world, s *Scheduler) {
+		brief := info
+		brief.ValidUntil = time.Now().Add(9 * time.Minute)
+		w.set(func() { w.valid = 9 * time.Minute })
+		s.Published(brief)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		times := append([]time.Duration{0}, w.times()...)
+		if len(times) < 8 {
+			t.Errorf("refreshed %d times", len(times)-1)
+		}
+		for i := 1; i < len(times); i++ {
+			if gap := times[i] - times[i-1]; gap > 7*time.Minute {
+				t.Errorf("a gap of %v", gap)
+			}
+		}
+	})
+}
+
+func TestAnUnpublishedVolumeIsLeftAlone(t *testing.T) {
+	run(t, true, time.Minute, func(w *world, s *Scheduler) {
+		s.Published(info)
+		synctest.Wait()
+		s.Unpublished(info)
+		s.Unpublished(info)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := len(w.times()); n != 0 {
+			t.Errorf("refreshed %d times", n)
+		}
+		if w.watches != 0 {
+			t.Errorf("%d watches still run", w.watches)
+		}
+	})
+}
