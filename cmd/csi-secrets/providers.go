@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/spf13/pflag"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
@@ -14,18 +16,22 @@ type providerOptions struct {
 	folder          string
 	moreFolders     []string
 	maxMessageBytes int
+	writers         []string
 }
 
 func (o *providerOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.folder, "provider-volume", "/var/run/secrets-store-csi-providers", "folder with the sockets of external providers, NAME.sock")
 	flags.StringSliceVar(&o.moreFolders, "additional-provider-volume-paths", []string{"/etc/kubernetes/secrets-store-csi-providers"}, "further folders with sockets, searched first")
+	flags.StringSliceVar(&o.writers, "legacy-providers", []string{"aws"}, "external providers that write their files by themselves in place of returning them")
 	flags.IntVar(&o.maxMessageBytes, "max-call-recv-msg-size", 4<<20, "largest answer of an external provider in bytes")
 }
 
 // registry returns the providers that are built in, with the external ones
 // behind them.
 func (o *providerOptions) registry() (*provider.Registry, error) {
-	external, err := plugin.New(plugin.Config{Folders: append(append([]string(nil), o.moreFolders...), o.folder), MaxMessageBytes: o.maxMessageBytes})
+	external, err := plugin.New(plugin.Config{
+		Folders: append(slices.Clone(o.moreFolders), o.folder), MaxMessageBytes: o.maxMessageBytes, Writers: o.writers,
+	})
 	if err != nil {
 		return nil, err
 	}

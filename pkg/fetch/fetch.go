@@ -75,6 +75,9 @@ func (f *Fetcher) limit(ctx context.Context) (context.Context, context.CancelFun
 }
 
 func check(result provider.Result) error {
+	if result.InScratch && len(result.Files) > 0 {
+		return errors.New("it brings files, and says that it has written them too")
+	}
 	paths := make([]string, 0, len(result.Files))
 	for _, f := range result.Files {
 		if err := provider.CheckPath(f.Path); err != nil {

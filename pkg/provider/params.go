@@ -16,6 +16,10 @@ import (
 // object, and those end at about 1.5 MiB.
 const maxParameterBytes = 1536 << 10
 
+// CommonKeys are parameters that every class may carry because a layer above
+// the providers reads them. They are known to every Params.
+var CommonKeys = []string{"volumeSize"}
+
 // Problem is one mistake in a class's parameters.
 type Problem struct {
 	// Key is the parameter, such as "objects".
@@ -65,7 +69,11 @@ type Params struct {
 
 // NewParams returns a reader of values, which it does not change.
 func NewParams(values map[string]string) *Params {
-	return &Params{values: values, asked: map[string]bool{}}
+	p := &Params{values: values, asked: map[string]bool{}}
+	for _, key := range CommonKeys {
+		p.asked[key] = true
+	}
+	return p
 }
 
 // Report adds a problem that the provider itself found.

@@ -73,6 +73,10 @@ type Request struct {
 	TargetPath string
 	// Mode is the mode for files to which the class gives none.
 	Mode fs.FileMode
+	// Scratch makes an empty folder in memory, for an external provider that
+	// writes its files by itself, and returns its path. It is called once at
+	// most, and may be nil where no such provider is served.
+	Scratch func() (dir string, err error)
 }
 
 // Result is a whole set of files: what it does not name, the volume loses.
@@ -82,6 +86,8 @@ type Result struct {
 	// NotModified says that the versions of Request.Mounted are still current;
 	// Files and Versions are then ignored.
 	NotModified bool
+	// InScratch says that the files are those of Request.Scratch; Files is empty.
+	InScratch bool
 	// ValidUntil is when the set must have been fetched anew; zero for no bound.
 	ValidUntil time.Time
 }

@@ -147,7 +147,7 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 		return err
 	}
 	defer target.Close()
-	if err := t.attach(target); err != nil {
+	if err := t.attach(target, false); err != nil {
 		return err
 	}
 	m.put(v)
@@ -270,7 +270,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 		}
 	}
 	now := time.Now()
-	result, err := m.fetcher.Fetch(ctx, c.Spec.Provider, v.request(c))
+	result, err := m.ask(ctx, c.Spec.Provider, v.request(c), size)
 	if err != nil {
 		return fetched{}, m.inContext(v, err)
 	}
@@ -282,6 +282,25 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 	}
 	v.Provider, v.Objects, v.Refreshed, v.validUntil = c.Spec.Provider, result.Versions, now, result.ValidUntil
 	return fetched{result, size}, nil
+}
+
+// ask asks the provider, and collects the files of one that writes them itself.
+func (m *Manager) ask(ctx context.Context, name string, req provider.Request, size int64) (result provider.Result, err error) {
+	s := m.scratchFor(req.TargetPath, size)
+	req.Scratch = s.open
+	defer func() {
+		if closeErr := s.close(); closeErr != nil {
+			result.Clear()
+			result, err = provider.Result{}, errors.Join(err, closeErr)
+		}
+	}()
+	result, err = m.fetcher.Fetch(ctx, name, req)
+	if err == nil && result.InScratch {
+		if result.Files, err = s.files(); err != nil {
+			err = fmt.Errorf("provider %q: %w", name, err)
+		}
+	}
+	return result, err
 }
 
 // inContext says of which class err speaks.
@@ -331,7 +350,7 @@ func (m *Manager) takeAway(ctx context.Context, target string) error {
 			return err
 		}
 		if !mounted {
-			return removeTarget(target)
+			return errors.Join(m.scratchFor(target, 0).remove(), removeTarget(target))
 		}
 		// A copy of the mount in some other namespace would keep the values.
 		if t, err := openTree(target); err == nil {
@@ -369,6 +388,9 @@ func (m *Manager) recover(ctx context.Context, rec record) error {
 	defer unlock()
 	mounted, err := m.mounted(rec.TargetPath)
 	if err != nil {
+		return err
+	}
+	if err := m.scratchFor(rec.TargetPath, 0).remove(); err != nil {
 		return err
 	}
 	if !mounted {

@@ -28,8 +28,9 @@ type store struct {
 	parameters map[string]string
 	err        error
 	requests   []provider.Request
-	begun      func()        // called when such a fetch waits
-	hold       chan struct{} // where not nil, a fetch for the pod "held" waits for it or for ctx
+	writes     func(dir string) error // where not nil, the provider writes its files by itself
+	begun      func()                 // called when such a fetch waits
+	hold       chan struct{}          // where not nil, a fetch for the pod "held" waits for it or for ctx
 }
 
 func (s *store) set(files map[string]string, err error) {
@@ -60,6 +61,13 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, req)
+	if s.writes != nil {
+		dir, err := req.Scratch()
+		if err != nil {
+			return provider.Result{}, err
+		}
+		return provider.Result{InScratch: true, Versions: []provider.ObjectVersion{{ID: "o", Version: "1"}}}, s.writes(dir)
+	}
 	return provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}, s.err
 }
 
@@ -286,7 +294,7 @@ func TestAMountOfWhichNothingIsKnown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := tr.attach(target); err != nil {
+			if err := tr.attach(target, true); err != nil {
 				t.Fatal(err)
 			}
 			target.Close()
@@ -605,4 +613,61 @@ func TestBrokenRecordsHoldNothingUp(t *testing.T) {
 	if len(left) != 2 { // the good one and the one of a later format
 		t.Errorf("the folder holds %v", left)
 	}
+}
+
+// Some external providers write their files by themselves. They write them to
+// memory, beside the volume, and the pod gets them as from any other.
+func TestFilesThatAProviderWroteTakeTheSameWay(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	var dirs []string
+	f.writes = func(dir string) error {
+		dirs = append(dirs, dir)
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+			t.Errorf("it writes to a file system of type %#x, %v", st.Type, err)
+		}
+		return errors.Join(os.Mkdir(filepath.Join(dir, "b"), 0o755),
+			os.WriteFile(filepath.Join(dir, "a"), []byte(fmt.Sprint(len(dirs))), 0o644), os.WriteFile(filepath.Join(dir, "b", "c"), []byte("x"), 0o400))
+	}
+	gone := func() {
+		t.Helper()
+		if list, _ := os.ReadDir(filepath.Dir(r.TargetPath)); len(list) > 1 {
+			t.Errorf("beside the target there is %v", list)
+		}
+	}
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	gone()
+	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil {
+		t.Fatal(err)
+	}
+	gone()
+	if got := visible(t, r.TargetPath); got["a"] != "2" || got["b/c"] != "x" {
+		t.Errorf("got %v", got)
+	}
+	for name, write := range map[string]func(dir string) error{
+		"nothing":         func(string) error { return nil },
+		"a link":          func(dir string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "a")) },
+		"a reserved name": func(dir string) error { return os.WriteFile(filepath.Join(dir, "..data"), nil, 0o644) },
+		"an error": func(dir string) error {
+			return errors.Join(os.WriteFile(filepath.Join(dir, "a"), nil, 0o644), errors.New("no"))
+		},
+	} {
+		f.writes = write
+		if _, err := f.Refresh(t.Context(), r.TargetPath); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+		gone()
+	}
+	// What a kill left goes with the volume.
+	if _, err := f.scratchFor(r.TargetPath, MinSize).open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Unpublish(t.Context(), r.VolumeID, r.TargetPath); err != nil {
+		t.Fatal(err)
+	}
+	f.assertNothing(t, r)
+	gone()
 }

@@ -105,13 +105,15 @@ func (t *tree) close() {
 	_ = unix.Close(t.fd)
 }
 
-// attach closes the tree and mounts it, read-only, on the folder that target
-// has open, in one step.
-func (t *tree) attach(target *os.File) error {
+// attach closes the tree and mounts it on the folder that target has open, in
+// one step, read-only unless writable is set.
+func (t *tree) attach(target *os.File, writable bool) error {
 	defer unix.Close(t.fd)
 	_ = t.root.Close()
-	if err := unix.MountSetattr(t.fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-		return fmt.Errorf("make the mount read-only: %w", err)
+	if !writable {
+		if err := unix.MountSetattr(t.fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+			return fmt.Errorf("make the mount read-only: %w", err)
+		}
 	}
 	if err := unix.MoveMount(t.fd, "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach the mount to %s: %w", target.Name(), err)

@@ -47,7 +47,7 @@ func mountAt(t *testing.T, tr *tree, dir string) {
 		t.Fatal(err)
 	}
 	defer target.Close()
-	if err := tr.attach(target); err != nil {
+	if err := tr.attach(target, false); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

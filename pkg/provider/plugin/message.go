@@ -141,10 +141,11 @@ func quote[T string | []byte](b *strings.Builder, s T) {
 }
 
 // decode reads a provider's answer and takes over its contents, which it
-// clears where it fails. Its errors are *provider.Error without an Object.
+// clears where it fails. One that writes its files by itself may answer without
+// any. Errors are *provider.Error without an Object.
 // hide is applied to the provider's own words.
-func decode(answer *v1alpha1.MountResponse, hide func(string) string) (provider.Result, error) {
-	var result provider.Result
+func decode(answer *v1alpha1.MountResponse, writes bool, hide func(string) string) (provider.Result, error) {
+	result := provider.Result{InScratch: writes && len(answer.GetFiles()) == 0}
 	for _, f := range answer.GetFiles() {
 		result.Files = append(result.Files, provider.File{
 			Path:     f.GetPath(),
@@ -152,7 +153,7 @@ func decode(answer *v1alpha1.MountResponse, hide func(string) string) (provider.
 			Contents: secret.New(f.GetContents()),
 		})
 	}
-	if err := check(answer, hide); err != nil {
+	if err := check(answer, writes, hide); err != nil {
 		result.Clear()
 		return provider.Result{}, err
 	}
@@ -164,7 +165,7 @@ func decode(answer *v1alpha1.MountResponse, hide func(string) string) (provider.
 
 // check tells why an answer cannot be used, or returns nil. Paths are left to
 // whoever checks those of all providers.
-func check(answer *v1alpha1.MountResponse, hide func(string) string) error {
+func check(answer *v1alpha1.MountResponse, writes bool, hide func(string) string) error {
 	if code := answer.GetError().GetCode(); code != "" {
 		code = shorten(hide(code), maxCodeBytes)
 		return &provider.Error{Kind: provider.Internal, Err: fmt.Errorf("mount request failed with provider error code %s", code),
@@ -174,8 +175,9 @@ func check(answer *v1alpha1.MountResponse, hide func(string) string) error {
 		return &provider.Error{Kind: provider.Internal, Err: errors.New("missing object versions"),
 			Remedy: "the protocol wants one for each object: look for a newer version of the provider"}
 	}
-	if len(answer.GetFiles()) == 0 {
-		return withoutFiles()
+	if len(answer.GetFiles()) == 0 && !writes {
+		return &provider.Error{Kind: provider.Internal, Err: errors.New("it answered without files; perhaps it writes them into the target path by itself"),
+			Remedy: "then name it in --legacy-providers, or let it return them (aws: --driver-writes-secrets=true)"}
 	}
 	for i, f := range answer.GetFiles() {
 		if f == nil {
@@ -186,12 +188,4 @@ func check(answer *v1alpha1.MountResponse, hide func(string) string) error {
 		}
 	}
 	return nil
-}
-
-// withoutFiles is what an answer without files means. Such a provider has
-// written into the target path by itself, as all of them once did, and the
-// protocol does not tell beforehand; but nobody but csi-secrets writes there.
-func withoutFiles() error {
-	return &provider.Error{Kind: provider.Internal, Err: errors.New("it answered without files, so it writes them by itself, which is not supported"),
-		Remedy: "let the provider return them: for aws, start it with --driver-writes-secrets=true"}
 }

@@ -65,7 +65,7 @@ func TestKeysAreSorted(t *testing.T) {
 func TestRefusedAnswerIsCleared(t *testing.T) {
 	contents := []byte("canary")
 	answer := &v1alpha1.MountResponse{ObjectVersion: []*v1alpha1.ObjectVersion{{}}, Files: []*v1alpha1.File{{Path: "a", Contents: contents}, nil}}
-	_, err := decode(answer, asItIs)
+	_, err := decode(answer, false, asItIs)
 	wantError(t, err, provider.Internal, "entry 2 of its files is empty")
 	if strings.Trim(string(contents), "\x00") != "" {
 		t.Errorf("the contents are still %q", contents)
@@ -75,7 +75,7 @@ func TestRefusedAnswerIsCleared(t *testing.T) {
 func TestAcceptedAnswerIsTakenOver(t *testing.T) {
 	contents := []byte("x")
 	answer := &v1alpha1.MountResponse{ObjectVersion: []*v1alpha1.ObjectVersion{{}}, Files: []*v1alpha1.File{{Path: "a", Contents: contents}}}
-	result, err := decode(answer, asItIs)
+	result, err := decode(answer, false, asItIs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func FuzzDecode(f *testing.F) {
 		if proto.Unmarshal(b, &answer) != nil {
 			return
 		}
-		result, err := decode(&answer, asItIs)
+		result, err := decode(&answer, false, asItIs)
 		if err != nil {
 			var known *provider.Error
 			if !errors.As(err, &known) {

@@ -48,6 +48,10 @@ type Config struct {
 	Folders []string
 	// MaxMessageBytes bounds one answer; zero means DefaultMaxMessageBytes.
 	MaxMessageBytes int
+	// Writers names the providers that write their files into the target path
+	// and answer without them, as all once did. They get a folder of their own
+	// to write to, Request.Scratch, in place of the target path.
+	Writers []string
 }
 
 // Finder finds external providers by name and keeps one connection to each. It
@@ -56,6 +60,7 @@ type Finder struct {
 	folders         []string
 	maxMessageBytes int
 	connectTimeout  time.Duration
+	writers         []string
 
 	mu     sync.Mutex
 	closed bool
@@ -84,6 +89,7 @@ func New(c Config) (*Finder, error) {
 		folders:         slices.Clone(c.Folders),
 		maxMessageBytes: c.MaxMessageBytes,
 		connectTimeout:  defaultConnectTimeout,
+		writers:         slices.Clone(c.Writers),
 		links:           map[string]*link{},
 		open:            map[*link]struct{}{},
 	}, nil
@@ -135,6 +141,16 @@ var _ provider.Provider = (*external)(nil)
 // Errors are *provider.Error and wrap the provider's own gRPC status where
 // there is one, without the tokens and secrets of req.
 func (e *external) Fetch(ctx context.Context, req provider.Request) (provider.Result, error) {
+	writes := req.Scratch != nil && slices.Contains(e.finder.writers, e.name)
+	if writes {
+		dir, err := req.Scratch()
+		if err != nil {
+			return provider.Result{}, fmt.Errorf("make a folder for the provider to write to: %w", err)
+		}
+		// It has no versions there: a provider that reads what it finds to be
+		// current from the target path would find nothing.
+		req.TargetPath, req.Mounted = dir, nil
+	}
 	message, err := encode(req)
 	if err != nil {
 		return provider.Result{}, err
@@ -148,7 +164,7 @@ func (e *external) Fetch(ctx context.Context, req provider.Request) (provider.Re
 	if err != nil {
 		return provider.Result{}, err
 	}
-	result, err := decode(answer, hide)
+	result, err := decode(answer, writes, hide)
 	if err != nil {
 		var known *provider.Error
 		if errors.As(err, &known) && known.Object == "" {

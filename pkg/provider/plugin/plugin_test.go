@@ -751,3 +751,37 @@ func BenchmarkFetch(b *testing.B) {
 		}
 	}
 }
+
+func TestProviderThatWritesByItselfGetsAFolderOfItsOwn(t *testing.T) {
+	folder := plugintest.Dir(t)
+	var asked *v1alpha1.MountRequest
+	plugintest.Serve(t, folder, "aws", func(_ context.Context, m *v1alpha1.MountRequest) (*v1alpha1.MountResponse, error) {
+		asked = m
+		return &v1alpha1.MountResponse{ObjectVersion: []*v1alpha1.ObjectVersion{{Id: "a", Version: "1"}}}, nil
+	})
+	f, err := New(Config{Folders: []string{folder}, Writers: []string{"aws"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p, err := f.Get("aws")
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := provider.Request{
+		TargetPath: "/target", Mounted: []provider.ObjectVersion{{ID: "a", Version: "0"}},
+		Scratch: func() (string, error) { return "/scratch", nil },
+	}
+	result, err := p.Fetch(t.Context(), request)
+	if err != nil || !result.InScratch || len(result.Versions) != 1 {
+		t.Fatalf("got %+v, %v", result, err)
+	}
+	if asked.GetTargetPath() != "/scratch" || len(asked.GetCurrentObjectVersion()) > 0 {
+		t.Errorf("it was asked to write to %q, where it has %v", asked.GetTargetPath(), asked.GetCurrentObjectVersion())
+	}
+	request.Scratch = func() (string, error) { return "", errors.New("no memory") }
+	asked = nil
+	if _, err := p.Fetch(t.Context(), request); err == nil || asked != nil {
+		t.Errorf("without a folder it was asked %v, %v", asked, err)
+	}
+}
