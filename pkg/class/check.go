@@ -53,9 +53,15 @@ func Check(d *Document, find func(name string) (provider.Provider, error)) []Pro
 	return problems
 }
 
-// checkParameters reports what the class's provider says about its parameters.
+// checkParameters reports what is wrong with the parameters that every class may
+// have, and what the class's provider says about its own.
 func (d *Document) checkParameters(find func(name string) (provider.Provider, error), report func(Problem)) {
 	spec := d.Class.Spec
+	if text, ok := spec.Parameters[provider.VolumeSizeKey]; ok && !d.parameters[provider.VolumeSizeKey].bad {
+		if _, err := parseSize(text); err != nil {
+			report(Problem{Line: d.parameters[provider.VolumeSizeKey].line, Key: "parameters." + provider.VolumeSizeKey, What: err.Error(), Remedy: sizeRemedy})
+		}
+	}
 	line := d.line("spec.provider", "spec")
 	if err := provider.CheckName(spec.Provider); err != nil {
 		report(Problem{Line: line, Key: "provider", What: err.Error()})

@@ -67,6 +67,7 @@ func TestEveryMistakeNamesFileLineClassKeyAndRemedy(t *testing.T) {
 		"a name in caps": {head + "metadata:\n  name: Db\nspec: {provider: strict, parameters: {path: /p}}\n", []string{`f.yaml:4: class default/Db: metadata.name: "Db" is not a legal name; a lowercase RFC 1123 subdomain`}},
 		"a number as a name": {head + "metadata:\n  name: 12\nspec: {provider: strict, parameters: {path: /p}}\n",
 			[]string{`f.yaml:4: metadata.name: 12 is a number, not a string; put it in quotes: "12"`}},
+		"a size that is none": {whole + "    volumeSize: 2Gi\n", []string{`f.yaml:8: class ns/c: parameters.volumeSize: "2Gi" is not from 64Ki to 1Gi; write a quantity`}},
 		"no provider":         {named + "spec:\n  parameters: {path: /p}\n", []string{`f.yaml:4: class ns/c: provider: it is missing; name the store`}},
 		"an illegal provider": {named + "spec:\n  provider: a/b\n  parameters: {path: /p}\n", []string{`f.yaml:5: class ns/c: provider: provider "a/b": invalid provider; a provider's name has`}},
 		"a provider that is not here": {named + "spec:\n  provider: other\n  parameters: {path: /p}\n",

@@ -16,9 +16,12 @@ import (
 // object, and those end at about 1.5 MiB.
 const maxParameterBytes = 1536 << 10
 
-// CommonKeys are parameters that every class may carry because a layer above
+// VolumeSizeKey is the parameter that bounds a volume's tmpfs.
+const VolumeSizeKey = "volumeSize"
+
+// commonKeys are parameters that every class may carry because a layer above
 // the providers reads them. They are known to every Params.
-var CommonKeys = []string{"volumeSize"}
+var commonKeys = []string{VolumeSizeKey}
 
 // Problem is one mistake in a class's parameters.
 type Problem struct {
@@ -70,7 +73,7 @@ type Params struct {
 // NewParams returns a reader of values, which it does not change.
 func NewParams(values map[string]string) *Params {
 	p := &Params{values: values, asked: map[string]bool{}}
-	for _, key := range CommonKeys {
+	for _, key := range commonKeys {
 		p.asked[key] = true
 	}
 	return p

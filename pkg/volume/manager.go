@@ -259,7 +259,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 	if err != nil {
 		return fetched{}, err
 	}
-	size, err := sizeOf(c)
+	size, err := c.VolumeSize()
 	if err != nil {
 		return fetched{}, err
 	}
@@ -309,7 +309,7 @@ func (m *Manager) inContext(v *volume, err error) error {
 		return nil
 	}
 	if errors.Is(err, unix.ENOSPC) {
-		err = &provider.Error{Kind: provider.TooLarge, Err: err, Remedy: "set the class parameter " + SizeParameter + " to more"}
+		err = &provider.Error{Kind: provider.TooLarge, Err: err, Remedy: "set the class parameter " + provider.VolumeSizeKey + " to more"}
 	}
 	return fmt.Errorf("class %s: %w", v.Class, err)
 }

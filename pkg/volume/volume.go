@@ -16,8 +16,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/resource"
-
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
@@ -36,19 +34,6 @@ var (
 	ErrForeign = errors.New("the target path is taken")
 	// ErrNotPublished: there is no such volume.
 	ErrNotPublished = errors.New("the volume is not published")
-)
-
-// SizeParameter is the class parameter that bounds a volume's tmpfs, as a
-// quantity of bytes such as "16Mi".
-const SizeParameter = "volumeSize"
-
-// The bounds of a volume's tmpfs in bytes. DefaultSize is a bound too, and takes
-// no memory by itself. A set of files may take half of it, so that a refresh
-// can be written beside the set that it replaces.
-const (
-	DefaultSize = 8 << 20
-	MinSize     = 64 << 10
-	MaxSize     = 1 << 30
 )
 
 // Request asks for one volume.
@@ -173,38 +158,13 @@ func newVolume(req Request, now time.Time) *volume {
 	}
 }
 
-// sizeOf returns the bound of the class's volumes in bytes.
-func sizeOf(c *class.SecretProviderClass) (int64, error) {
-	text, ok := c.Spec.Parameters[SizeParameter]
-	if !ok {
-		return DefaultSize, nil
-	}
-	size, err := ParseSize(text)
-	if err != nil {
-		return 0, &provider.Error{Kind: provider.Invalid, Object: fmt.Sprintf("class %s: parameter %q", c.Ref(), SizeParameter), Err: err}
-	}
-	return size, nil
-}
-
-// ParseSize reads the value of SizeParameter.
-func ParseSize(text string) (int64, error) {
-	q, err := resource.ParseQuantity(strings.TrimSpace(text))
-	if err != nil {
-		return 0, fmt.Errorf("%q is not a quantity of bytes; write it as in \"16Mi\"", text)
-	}
-	if size := q.Value(); size >= MinSize && size <= MaxSize {
-		return size, nil
-	}
-	return 0, fmt.Errorf("%s is not from 64Ki to 1Gi", text)
-}
-
 // checkSetSize tells why a set of files cannot be held by a volume of size
 // bytes, or returns nil.
 func checkSetSize(files []provider.File, size int64) error {
 	if need := setBytes(files); need > size/2 {
 		return &provider.Error{Kind: provider.TooLarge,
 			Err:    fmt.Errorf("its %d files take %d bytes and the volume has room for %d, half of its size, so that a refresh fits beside them", len(files), need, size/2),
-			Remedy: fmt.Sprintf("set the class parameter %s to at least %dKi", SizeParameter, (2*need+1023)/1024)}
+			Remedy: fmt.Sprintf("set the class parameter %s to at least %dKi", provider.VolumeSizeKey, (2*need+1023)/1024)}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
@@ -246,7 +247,7 @@ func TestPlainFilesOfAnotherWriterGiveWayToLinks(t *testing.T) {
 
 // A write that fails leaves the old set and no value of the new one.
 func TestAFailedWriteLeavesTheOldSet(t *testing.T) {
-	tr, err := newTree(tmpfsOptions{size: MinSize})
+	tr, err := newTree(tmpfsOptions{size: class.MinVolumeSize})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +262,7 @@ func TestAFailedWriteLeavesTheOldSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 5 { // what each attempt left would add up
-		_, err := writeSet(tr.root, files(map[string]string{"a": "2", "b": strings.Repeat("x", MinSize)}), false)
+		_, err := writeSet(tr.root, files(map[string]string{"a": "2", "b": strings.Repeat("x", class.MinVolumeSize)}), false)
 		if err == nil || !strings.Contains(err.Error(), `write "b": no space left on device`) {
 			t.Fatalf("got %v", err)
 		}
