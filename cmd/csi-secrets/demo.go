@@ -197,15 +197,11 @@ func (d *demo) restart(ctx context.Context) error {
 		return err
 	}
 	d.say("The new driver, process %d, found the volume by its record, which holds no value:\n", d.node.Process.Pid)
-	records, err := filepath.Glob(filepath.Join(d.layout.State(), "volumes", "*.json"))
+	records, err := d.layout.Records()
 	if err != nil || len(records) != 1 {
-		return fmt.Errorf("there are %d records of volumes, not one", len(records))
+		return fmt.Errorf("there are %d records of volumes, not one: %v", len(records), err)
 	}
-	record, err := os.ReadFile(records[0])
-	if err != nil {
-		return err
-	}
-	d.say("  %s\n", record)
+	d.say("  %s\n", records[d.target()])
 	if err := d.setSource(3); err != nil {
 		return err
 	}
@@ -226,12 +222,12 @@ func (d *demo) unpublish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	records, err := os.ReadDir(filepath.Join(d.layout.State(), "volumes"))
+	records, err := d.layout.Records()
 	if err != nil {
 		return err
 	}
 	if _, err := os.Stat(d.target()); at != nil || len(records) > 0 || !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("something is left: mount %v, %d records, folder: %v", at, len(records), err)
+		return fmt.Errorf("something is left: mount %v, records %q, folder: %v", at, records, err)
 	}
 	d.say("The files, the mount, its folder and the record are gone.")
 	return d.node.Stop()

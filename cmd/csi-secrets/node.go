@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -156,10 +157,16 @@ func verbosity() int {
 	return 0
 }
 
-// keepMemoryPrivate keeps what this process holds out of core files and away
-// from other processes of its user, and makes the modes of folders that it
+// keepMemoryPrivate keeps what this process holds out of core files, of the debug
+// logs of libraries and away from other processes of its user, and makes the modes of folders that it
 // creates independent of where it was started.
 func keepMemoryPrivate() error {
+	// Libraries read these when they are loaded: it is too late to unset them.
+	for name, part := range map[string]string{"GODEBUG": "http2debug", "GRPC_BINARY_LOG_FILTER": ""} {
+		if value := os.Getenv(name); value != "" && strings.Contains(value, part) {
+			return fmt.Errorf("the environment variable %s=%s would write requests with their secrets to the log; unset it", name, value)
+		}
+	}
 	unix.Umask(0o022)
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("switch core files off: %w", err)

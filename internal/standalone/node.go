@@ -5,12 +5,14 @@ package standalone
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,6 +53,25 @@ func (l Layout) Pods() string { return filepath.Join(l.Root, "pods") }
 
 // Socket is the driver's CSI socket.
 func (l Layout) Socket() string { return filepath.Join(l.Root, "csi.sock") }
+
+// Records returns what the driver keeps of the volumes that it knows, a line of
+// JSON each, by target path. Blank lines, and one that is cut short, do not count.
+func (l Layout) Records() (map[string]string, error) {
+	data, err := os.ReadFile(filepath.Join(l.State(), "volumes.jsonl"))
+	if err != nil {
+		return nil, err
+	}
+	records := map[string]string{}
+	for line := range strings.Lines(string(data)) {
+		var r struct {
+			TargetPath string `json:"targetPath"`
+		}
+		if json.Unmarshal([]byte(line), &r) == nil {
+			records[r.TargetPath] = strings.TrimSpace(line)
+		}
+	}
+	return records, nil
+}
 
 // Arguments are those of the node command for this layout, followed by more.
 func (l Layout) Arguments(more ...string) []string {

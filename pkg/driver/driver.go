@@ -128,7 +128,7 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 
 // NodeGetVolumeStats implements csi.NodeServer.
 func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
-	if err := checkVolume(req.GetVolumeId(), "Volume path", req.GetVolumePath()); err != nil {
+	if err := checkNamed(req.GetVolumeId(), "Volume path", req.GetVolumePath()); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	u, err := d.config.Volumes.Usage(req.GetVolumeId(), req.GetVolumePath())

@@ -48,6 +48,8 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
 		return volume.Request{}, errors.New("Volume attributes missing in request") //nolint:staticcheck // as above
 	case capability.GetBlock() != nil:
 		return volume.Request{}, errors.New("the volume capability asks for a block device; this driver makes file systems only")
+	case capability.GetAccessType() == nil:
+		return volume.Request{}, errors.New("the volume capability has no access type")
 	case mode == csi.VolumeCapability_AccessMode_UNKNOWN:
 		return volume.Request{}, errors.New("the volume capability has no access mode")
 	case !req.GetReadonly():
@@ -95,8 +97,16 @@ func isMultiNode(mode csi.VolumeCapability_AccessMode_Mode) bool {
 	return false
 }
 
-// checkVolume checks what every call for a volume names.
+// checkVolume checks what every call that changes a volume names.
 func checkVolume(id, pathName, path string) error {
+	if err := checkNamed(id, pathName, path); err != nil {
+		return err
+	}
+	return volume.CheckTarget(path)
+}
+
+// checkNamed checks that a call names a volume and a path at all.
+func checkNamed(id, pathName, path string) error {
 	switch {
 	case id == "":
 		return errors.New("Volume ID missing in request") //nolint:staticcheck // the phrase that users of secrets-store-csi-driver know
@@ -107,7 +117,7 @@ func checkVolume(id, pathName, path string) error {
 	case path == "":
 		return fmt.Errorf("%s missing in request", pathName)
 	}
-	return volume.CheckTarget(path)
+	return nil
 }
 
 // fsGroup reads the volume_mount_group of a capability, in which kubelet passes

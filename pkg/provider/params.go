@@ -325,7 +325,11 @@ func (it *Item) Path(name, p string) {
 		return // reported where it was read
 	}
 	if err := CheckPath(p); err != nil {
-		it.Report(name, err.Error(), "name the file with objectAlias")
+		remedy := "correct it"
+		if name == "objectName" {
+			remedy = "name the file with objectAlias"
+		}
+		it.Report(name, err.Error(), remedy)
 	}
 }
 
@@ -341,7 +345,7 @@ func (it *Item) Report(name, what, remedy string) {
 func (it *Item) problem(n *yaml.Node, name, what, remedy string, unknown bool) Problem {
 	entry := fmt.Sprintf("entry %d", it.index+1)
 	if it.name != "" {
-		entry += fmt.Sprintf(" (%q)", it.name)
+		entry += fmt.Sprintf(" (%.80q)", it.name)
 	}
 	return Problem{Key: it.key, Line: n.Line + it.offset, Item: entry, Field: name, What: what, Remedy: remedy, Unknown: unknown}
 }

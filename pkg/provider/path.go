@@ -27,28 +27,36 @@ func CheckPath(p string) error {
 	case len(p) > MaxPathBytes:
 		return fmt.Errorf("a file path has %d bytes, more than %d", len(p), MaxPathBytes)
 	case !utf8.ValidString(p):
-		return fmt.Errorf("the file path %q is not UTF-8", p)
+		return fmt.Errorf("the file path %q is not UTF-8", short(p))
 	case strings.ContainsRune(p, 0):
-		return fmt.Errorf("the file path %q contains a NUL byte", p)
+		return fmt.Errorf("the file path %q contains a NUL byte", short(p))
 	case path.IsAbs(p):
-		return fmt.Errorf("the file path %q is absolute; it must be relative to the volume", p)
+		return fmt.Errorf("the file path %q is absolute; it must be relative to the volume", short(p))
 	}
 	first := true
 	for part := range strings.SplitSeq(p, "/") {
 		switch {
 		case part == "..":
-			return fmt.Errorf("the file path %q contains \"..\"", p)
+			return fmt.Errorf("the file path %q contains \"..\"", short(p))
 		case len(part) > MaxComponentBytes:
-			return fmt.Errorf("the file path %.40q... has a component of %d bytes, more than %d", p, len(part), MaxComponentBytes)
+			return fmt.Errorf("the file path %q has a component of %d bytes, more than %d", short(p), len(part), MaxComponentBytes)
 		case first && strings.HasPrefix(part, ".."):
-			return fmt.Errorf("the file path %q begins with \"..\", which is kept for the volume's own entries", p)
+			return fmt.Errorf("the file path %q begins with \"..\", which is kept for the volume's own entries", short(p))
 		}
 		first = false
 	}
 	if path.Clean(p) != p || p == "." {
-		return fmt.Errorf("the file path %q is not in its shortest form, which is %q", p, path.Clean(p))
+		return fmt.Errorf("the file path %q is not in its shortest form, which is %q", short(p), short(path.Clean(p)))
 	}
 	return nil
+}
+
+// short returns the beginning of a long path, for an error.
+func short(p string) string {
+	if len(p) > 80 {
+		return p[:77] + "..."
+	}
+	return p
 }
 
 // CheckPaths tells which two of paths cannot stand in one volume: the same

@@ -128,7 +128,7 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := writeSet(t.root, got.result.Files, v.FSGroup != nil); err != nil {
+	if _, err := replaceSet(t, "", nil, got.result.Files, v.FSGroup != nil); err != nil {
 		t.close()
 		return m.inContext(v, err)
 	}
@@ -161,7 +161,7 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 		return err
 	}
 	defer t.close()
-	current, err := tidy(t.root)
+	current, _, err := tidy(t.root)
 	if err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func (m *Manager) fill(ctx context.Context, t *tree, v *volume) (changed bool, e
 			klog.FromContext(ctx).Error(err, "A volume keeps its size", "volume", v.VolumeID, "target", v.TargetPath)
 		}
 	}
-	changed, err = writeSet(t.root, got.result.Files, v.FSGroup != nil)
+	changed, err = writeSet(t, got.result.Files, v.FSGroup != nil)
 	return changed, m.inContext(v, err)
 }
 
@@ -332,7 +332,9 @@ func (m *Manager) Unpublish(ctx context.Context, volumeID, target string) error 
 		return err
 	}
 	if err := m.records.remove(volumeID, target); err != nil {
-		return err
+		// The volume is gone, and so is the record at the next start, which finds
+		// no mount for it.
+		klog.FromContext(ctx).Error(err, "An unpublished volume's record is left", "volume", volumeID, "target", target)
 	}
 	if known != nil {
 		m.drop(known)
@@ -401,7 +403,7 @@ func (m *Manager) recover(ctx context.Context, rec record) error {
 		return err
 	}
 	defer t.close()
-	current, err := tidy(t.root)
+	current, _, err := tidy(t.root)
 	if err != nil {
 		return err
 	}

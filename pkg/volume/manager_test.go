@@ -129,8 +129,8 @@ func (f *fixture) assertNothing(t *testing.T, r Request) {
 	if _, err := os.Lstat(r.TargetPath); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the target is left: %v", err)
 	}
-	if list, _ := os.ReadDir(filepath.Join(f.dir, "state", "volumes")); len(list) > 0 {
-		t.Errorf("%d records are left", len(list))
+	if records, err := os.ReadFile(filepath.Join(f.dir, "state", recordsFile)); len(records) > 0 || err != nil {
+		t.Errorf("records are left: %s, %v", records, err)
 	}
 	if len(f.List()) > 0 {
 		t.Errorf("the manager knows %v", f.List())
@@ -286,7 +286,7 @@ func TestAMountOfWhichNothingIsKnown(t *testing.T) {
 				t.Fatal(err)
 			}
 			if tc.holds != nil {
-				if _, err := writeSet(tr.root, files(tc.holds), false); err != nil {
+				if _, err := writeSet(tr, files(tc.holds), false); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -439,6 +439,7 @@ func TestOneVolumeOneTarget(t *testing.T) {
 		"another pod":         {func(r *Request) { r.Pod.UID = "other" }, ErrIncompatible},
 		"another group":       {func(r *Request) { r.FSGroup = &group }, ErrIncompatible},
 		"another volume":      {func(r *Request) { r.VolumeID = "other" }, ErrIncompatible},
+		"another attribute":   {func(r *Request) { r.Attributes = map[string]string{"mine": "x"} }, ErrIncompatible},
 		"another target":      {func(r *Request) { r.TargetPath += "2" }, ErrElsewhere},
 		"one target of many":  {func(r *Request) { r.TargetPath = filepath.Join(f.dir, "web2", "mount"); r.Shared = true }, nil},
 		"a kubelet that adds": {func(r *Request) { r.Attributes = map[string]string{"csi.storage.k8s.io/new": "x"} }, nil},
@@ -586,27 +587,29 @@ func TestBrokenRecordsHoldNothingUp(t *testing.T) {
 	if err := f.Publish(t.Context(), f.request("web")); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(f.dir, "state", "volumes")
-	for name, content := range map[string]string{"a.json": "{", "b.json": `{"format":99}`, "c.json.tmp": "x", "d.json": `{"format":1,"volumeID":"v","targetPath":"/etc"}`} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	f.Manager.Close()
+	file, err := os.OpenFile(filepath.Join(f.dir, "state", recordsFile), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := `{"format":99,"somethingNew":true}`
+	fmt.Fprintf(file, "{\n\n[]\n%s\n{\"format\":1,\"volumeID\":\"v\",\"targetPath\":\"../etc\"}\n{\"format\":1", later)
+	file.Close()
 	m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.store})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.Manager = m
-	if err := m.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "a.json") || !strings.Contains(err.Error(), "b.json") {
+	err = m.Recover(t.Context())
+	if err == nil || strings.Count(err.Error(), "it is broken") != 4 || strings.Count(err.Error(), "its format is 99") != 1 {
 		t.Errorf("it told %v", err)
 	}
 	if len(m.List()) != 1 {
 		t.Errorf("it found %v", m.List())
 	}
-	left, _ := os.ReadDir(dir)
-	if len(left) != 2 { // the good one and the one of a later format
-		t.Errorf("the folder holds %v", left)
+	left, _ := os.ReadFile(filepath.Join(f.dir, "state", recordsFile))
+	if strings.Count(string(left), "\n") != 2 || !strings.Contains(string(left), later) {
+		t.Errorf("the file holds %s", left) // want the good one and the one of a later format
 	}
 }
 

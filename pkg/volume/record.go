@@ -1,14 +1,14 @@
 package volume
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,22 +36,49 @@ type record struct {
 	// Credentials says that the volume was published with tokens or secrets: a
 	// refresh needs them again.
 	Credentials bool      `json:"credentials,omitempty"`
-	Published   time.Time `json:"published"`
-	Refreshed   time.Time `json:"refreshed"`
+	Published   time.Time `json:"published,omitzero"`
+	Refreshed   time.Time `json:"refreshed,omitzero"`
 }
 
-// records is the folder of records, one file a volume. A record outlives the
-// driver and need not outlive the machine, as its mount does not either:
-// nothing is synced to a disk.
+func (r record) key() string { return r.VolumeID + "\x00" + r.TargetPath }
+
+const (
+	// recordsFile is the file of all records, in the state folder: a line of JSON
+	// for each volume. Of two for one volume, as a kill may leave them, the last
+	// counts; blank lines do not.
+	recordsFile = "volumes.jsonl"
+	// maxIdleBytes is how much of the file may be lines that no longer count,
+	// beside as much again as those that do.
+	maxIdleBytes = 8 << 20
+	// maxRecordBytes bounds a line that is read.
+	maxRecordBytes = 4 << 20
+)
+
+// records keeps the records of a state folder in one file. A record is appended
+// as a line, and its line is blanked when the volume goes, which takes no space
+// of a disk that is full. (A file for each volume would make the publish rate
+// that of the disk's file system.) Records outlive the driver and need not outlive the
+// machine, as the mounts do not either: nothing is synced to the disk. It is
+// safe for concurrent use.
 type records struct {
-	folder string
-	lock   *os.File
+	lock *os.File
+
+	mu    sync.Mutex
+	path  string
+	file  *os.File
+	size  int64           // of the file, in bytes
+	live  map[string]span // where the lines are that count, by key
+	bytes int64           // of these lines
+	later [][]byte        // lines of a later format
 }
 
-// openRecords makes the folder and keeps every other driver out of it.
+// span is the place of a line in the file, its line break included.
+type span struct{ offset, length int64 }
+
+// openRecords opens the records of a state folder, which it makes if need be,
+// and keeps every other driver out of it.
 func openRecords(stateDir string) (*records, error) {
-	r := &records{folder: filepath.Join(stateDir, "volumes")}
-	if err := os.MkdirAll(r.folder, 0o700); err != nil {
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state folder: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(stateDir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
@@ -62,90 +89,217 @@ func openRecords(stateDir string) (*records, error) {
 		lock.Close()
 		return nil, fmt.Errorf("another driver uses the state folder %s: %w", stateDir, err)
 	}
-	r.lock = lock
+	r := &records{lock: lock, path: filepath.Join(stateDir, recordsFile), live: map[string]span{}}
+	if r.file, err = os.OpenFile(r.path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open the records of the state folder: %w", err)
+	}
 	return r, nil
 }
 
-func (r *records) close() error { return r.lock.Close() }
+func (r *records) close() error { return errors.Join(r.file.Close(), r.lock.Close()) }
 
-func (r *records) file(volumeID, target string) string {
-	sum := sha256.Sum256([]byte(volumeID + "\x00" + target))
-	return filepath.Join(r.folder, hex.EncodeToString(sum[:16])+".json")
+// load returns the records that count, and rewrites the file with these only.
+// It is called once, before all else. What cannot be read is told and left out;
+// records of a later format are told and stay in the file.
+func (r *records) load() ([]record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := map[string]record{}
+	var problems []error
+	lines := bufio.NewScanner(r.file)
+	lines.Buffer(nil, maxRecordBytes)
+	for n := 1; lines.Scan(); n++ {
+		line := lines.Bytes()
+		if len(bytes.TrimSpace(line)) == 0 {
+			continue
+		}
+		rec, err := decodeRecord(line)
+		switch {
+		case err != nil:
+			problems = append(problems, fmt.Errorf("%s:%d: the record is left out: %w", r.path, n, err))
+		case rec.Format > recordFormat:
+			problems = append(problems, fmt.Errorf("%s:%d: the record is left alone: its format is %d, and this driver knows up to %d", r.path, n, rec.Format, recordFormat))
+			r.later = append(r.later, bytes.Clone(line))
+		default:
+			all[rec.key()] = rec
+		}
+	}
+	if err := lines.Err(); err != nil {
+		problems = append(problems, fmt.Errorf("read the records: %w", err))
+	}
+	if err := r.replace(func(add func(key string, line []byte) error) error {
+		for key, rec := range all {
+			line, err := encodeRecord(rec)
+			if err == nil {
+				err = add(key, line)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		problems = append(problems, err)
+	}
+	list := make([]record, 0, len(all))
+	for _, rec := range all {
+		list = append(list, rec)
+	}
+	return list, errors.Join(problems...)
 }
 
-// save writes the record of a volume, in one step.
+// save makes rec the record of its volume. When it returns, a driver that is
+// started later knows it.
 func (r *records) save(rec record) error {
-	rec.Format = recordFormat
-	data, err := json.Marshal(rec)
+	line, err := encodeRecord(rec)
 	if err != nil {
 		return fmt.Errorf("encode the volume's record: %w", err)
 	}
-	name := r.file(rec.VolumeID, rec.TargetPath)
-	if err := os.WriteFile(name+".tmp", data, 0o600); err != nil {
-		return errors.Join(fmt.Errorf("write the volume's record: %w", err), ignoreAbsent(os.Remove(name+".tmp")))
-	}
-	if err := os.Rename(name+".tmp", name); err != nil {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	offset := r.size
+	if err := r.append(line); err != nil {
 		return fmt.Errorf("write the volume's record: %w", err)
 	}
-	return nil
+	key := rec.key()
+	old := r.live[key]
+	r.live[key] = span{offset, int64(len(line))}
+	r.bytes += int64(len(line)) - old.length
+	if err := r.blank(old); err != nil {
+		return fmt.Errorf("remove the volume's older record: %w", err)
+	}
+	return r.compact()
 }
 
+// remove forgets the record of a volume, if there is one.
 func (r *records) remove(volumeID, target string) error {
-	if err := ignoreAbsent(os.Remove(r.file(volumeID, target))); err != nil {
-		return fmt.Errorf("remove the volume's record: %w", err)
-	}
-	return nil
-}
-
-// load returns every record there is. A file that is none is reported and
-// removed; a record of a later format is reported and left.
-func (r *records) load() (all []record, err error) {
-	files, err := os.ReadDir(r.folder)
-	if err != nil {
-		return nil, fmt.Errorf("list the state folder: %w", err)
-	}
-	var problems []error
-	for _, f := range files {
-		name := filepath.Join(r.folder, f.Name())
-		if strings.HasSuffix(name, ".tmp") {
-			problems = append(problems, ignoreAbsent(os.Remove(name)))
-			continue
-		}
-		rec, err := readRecord(name)
-		switch {
-		case err != nil:
-			problems = append(problems, fmt.Errorf("record %s is left out: %w", name, err))
-		case rec.VolumeID == "" || !filepath.IsAbs(rec.TargetPath) || name != r.file(rec.VolumeID, rec.TargetPath):
-			problems = append(problems, fmt.Errorf("record %s is broken and is removed", name), os.Remove(name))
-		default:
-			all = append(all, rec)
-		}
-	}
-	return all, errors.Join(problems...)
-}
-
-func readRecord(name string) (record, error) {
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return record{}, err
-	}
-	return decodeRecord(data)
-}
-
-func decodeRecord(data []byte) (record, error) {
-	var rec record
-	if err := json.Unmarshal(data, &rec); err != nil {
-		return record{}, nil // an empty record is a broken one
-	}
-	if rec.Format > recordFormat {
-		return record{}, fmt.Errorf("its format is %d and this driver knows up to %d", rec.Format, recordFormat)
-	}
-	return rec, nil
-}
-
-func ignoreAbsent(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
+	key := record{VolumeID: volumeID, TargetPath: target}.key()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, ok := r.live[key]
+	if !ok {
 		return nil
 	}
-	return err
+	delete(r.live, key)
+	r.bytes -= at.length
+	if err := r.blank(at); err != nil {
+		return fmt.Errorf("remove the volume's record: %w", err)
+	}
+	return r.compact()
+}
+
+// blank overwrites a line with spaces. Killed half-way, it leaves a line that is
+// broken, or the line: that of a volume without a mount then.
+func (r *records) blank(at span) error {
+	if at.length == 0 {
+		return nil
+	}
+	spaces := bytes.Repeat([]byte(" "), int(at.length))
+	spaces[at.length-1] = '\n'
+	_, err := r.file.WriteAt(spaces, at.offset)
+	return bare(err)
+}
+
+// append adds a line, or nothing.
+func (r *records) append(line []byte) error {
+	if _, err := r.file.WriteAt(line, r.size); err != nil {
+		return errors.Join(bare(err), r.file.Truncate(r.size))
+	}
+	r.size += int64(len(line))
+	return nil
+}
+
+// compact rewrites the file when most of it no longer counts. Where that fails,
+// the file stays as it is.
+func (r *records) compact() error {
+	idle := r.size - r.bytes
+	switch {
+	case len(r.live)+len(r.later) == 0:
+		// Nothing counts: the file need not be written again to be empty.
+		if err := r.file.Truncate(0); err != nil {
+			return fmt.Errorf("empty the file of records: %w", err)
+		}
+		r.size = 0
+		return nil
+	case idle <= maxIdleBytes+r.bytes:
+		return nil
+	}
+	old, live := r.file, r.live
+	err := r.replace(func(add func(key string, line []byte) error) error {
+		for key, at := range live {
+			line := make([]byte, at.length)
+			if _, err := old.ReadAt(line, at.offset); err != nil {
+				return err
+			}
+			if err := add(key, line); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("shorten the file of records: %w", err)
+	}
+	return nil
+}
+
+// replace puts a new file in the place of the old one, with the lines that
+// write adds and those of a later format.
+func (r *records) replace(write func(add func(key string, line []byte) error) error) error {
+	next := &records{live: map[string]span{}}
+	file, err := os.OpenFile(r.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriter(file)
+	add := func(key string, line []byte) error {
+		if key != "" {
+			next.live[key] = span{next.size, int64(len(line))}
+			next.bytes += int64(len(line))
+		}
+		next.size += int64(len(line))
+		_, err := out.Write(line)
+		return err
+	}
+	err = write(add)
+	for _, line := range r.later {
+		if err == nil {
+			err = add("", append(bytes.Clone(line), '\n'))
+		}
+	}
+	if err = errors.Join(err, out.Flush()); err == nil {
+		err = os.Rename(r.path+".new", r.path)
+	}
+	if err != nil {
+		return errors.Join(err, file.Close(), os.Remove(r.path+".new"))
+	}
+	old := r.file
+	r.file, r.size, r.live, r.bytes = file, next.size, next.live, next.bytes
+	return old.Close()
+}
+
+func encodeRecord(rec record) ([]byte, error) {
+	rec.Format = recordFormat
+	line, err := json.Marshal(rec)
+	return append(line, '\n'), err
+}
+
+// decodeRecord reads a line. A record of a later format has no more than its
+// Format.
+func decodeRecord(line []byte) (record, error) {
+	var format struct {
+		Format int `json:"format"`
+	}
+	var rec record
+	switch err := json.Unmarshal(line, &format); {
+	case err != nil:
+		return record{}, errors.New("it is broken") // the parser's error may quote it
+	case format.Format > recordFormat:
+		return record{Format: format.Format}, nil
+	}
+	if err := json.Unmarshal(line, &rec); err != nil || rec.VolumeID == "" || CheckTarget(rec.TargetPath) != nil {
+		return record{}, errors.New("it is broken")
+	}
+	return rec, nil
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/mount-utils"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
@@ -112,8 +111,10 @@ func (s *scratch) remove() error {
 			return err
 		}
 	}
-	if err := unix.Rmdir(s.dir); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
-		return fmt.Errorf("remove %s: %w", s.dir, err)
+	// A provider that was given up may still write: whatever it wrote since the
+	// unmount goes too.
+	if err := removeTarget(s.dir); err != nil {
+		return fmt.Errorf("remove the folder that a provider wrote to: %w", err)
 	}
 	return nil
 }

@@ -141,10 +141,26 @@ func (v *volume) compatible(req Request) error {
 		differs = fmt.Sprintf("it belongs to the pod %s/%s with UID %q", v.Pod.Namespace, v.Pod.Name, v.Pod.UID)
 	case (v.FSGroup == nil) != (req.FSGroup == nil) || v.FSGroup != nil && *v.FSGroup != *req.FSGroup:
 		differs = "it has another fsGroup"
+	case !sameAttributes(v.Attributes, req.Attributes) || !sameAttributes(req.Attributes, v.Attributes):
+		differs = "it has other attributes"
 	default:
 		return nil
 	}
 	return fmt.Errorf("%w: %s: %s; unpublish it first", ErrIncompatible, v.TargetPath, differs)
+}
+
+// kubeletPrefix begins every attribute that kubelet adds to a volume's own, and
+// that may change with kubelet.
+const kubeletPrefix = "csi.storage.k8s.io/"
+
+// sameAttributes reports whether b has all of the volume's own attributes of a.
+func sameAttributes(a, b map[string]string) bool {
+	for key, value := range a {
+		if other, ok := b[key]; (!ok || other != value) && !strings.HasPrefix(key, kubeletPrefix) {
+			return false
+		}
+	}
+	return true
 }
 
 func newVolume(req Request, now time.Time) *volume {

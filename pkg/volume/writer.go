@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 )
@@ -50,32 +53,38 @@ func setBytes(files []provider.File) int64 {
 	return n
 }
 
-// writeSet makes files the set that root holds and reports whether it was
-// another one before. groupRead opens every file to the group that owns the
-// volume, as kubelet does for a pod's fsGroup. Callers keep writers of one
-// root apart.
+// writeSet makes files the set that t holds and reports whether it was another
+// one before. groupRead opens every file to the group that owns the volume, as
+// kubelet does for a pod's fsGroup. Callers keep writers of one tmpfs apart.
 //
-// Up to the rename of step 3, root holds the old set and an error leaves it as
-// it was. After it, root holds the new one; whatever could not be tidied by
-// then, or was cut short by a crash, the next writeSet or tidy completes.
+// Up to the rename of step 3, t holds the old set and an error leaves it as it
+// was. After it, t holds the new one; whatever could not be tidied by then, or
+// was cut short by a crash, the next writeSet or tidy completes.
 //
 //  1. What a crash left is removed. If the set is the same, nothing is written.
 //  2. The new set is written to a folder of its own.
 //  3. ..data is renamed over to it: from here on it is the volume's set.
 //  4. New entries get their links, entries that went lose theirs.
 //  5. The old set is removed.
-func writeSet(root *os.Root, files []provider.File, groupRead bool) (changed bool, err error) {
+func writeSet(t *tree, files []provider.File, groupRead bool) (changed bool, err error) {
 	// Step 1.
-	current, err := tidy(root)
+	current, present, err := tidy(t.root)
 	if err != nil {
 		return false, err
 	}
 	if current != "" {
-		same, err := sameSet(root, current, files, groupRead)
+		same, err := sameSet(t.root, current, files, groupRead)
 		if err != nil || same {
 			return false, err
 		}
 	}
+	return replaceSet(t, current, present, files, groupRead)
+}
+
+// replaceSet does steps 2 to 5 of writeSet, for a root with these entries
+// beside the volume's own.
+func replaceSet(t *tree, current string, present entrySet, files []provider.File, groupRead bool) (changed bool, err error) {
+	root := t.root
 	// Step 2.
 	next, err := makeSetFolder(root)
 	if err != nil {
@@ -86,7 +95,7 @@ func writeSet(root *os.Root, files []provider.File, groupRead bool) (changed boo
 			err = errors.Join(err, root.RemoveAll(next))
 		}
 	}()
-	if err := writeFiles(root, next, files, groupRead); err != nil {
+	if err := writeFiles(t, next, files, groupRead); err != nil {
 		return false, err
 	}
 	// Step 3.
@@ -98,7 +107,7 @@ func writeSet(root *os.Root, files []provider.File, groupRead bool) (changed boo
 	}
 	changed = true
 	// Step 4.
-	if err := linkEntries(root, next); err != nil {
+	if err := linkEntries(root, topNames(files), present); err != nil {
 		return changed, err
 	}
 	// Step 5.
@@ -112,56 +121,71 @@ func writeSet(root *os.Root, files []provider.File, groupRead bool) (changed boo
 
 // tidy completes what a crash cut short: it removes every set but the current
 // one, whose name it returns, and half-made links, and makes the links of the
-// current set right. Without a current set it returns "" and leaves whatever
-// else there is, which a provider of old may have written.
-func tidy(root *os.Root) (current string, err error) {
+// current set right. Without a current set the name is "" and whatever else
+// there is stays, which a provider of old may have written. It returns the
+// entries that are not the volume's own.
+func tidy(root *os.Root) (current string, present entrySet, err error) {
 	current, err = root.Readlink(dataLink)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read the link to the current files: %w", err)
+		return "", nil, fmt.Errorf("read the link to the current files: %w", err)
 	}
 	if current != "" {
 		if info, err := root.Stat(current); err != nil || !info.IsDir() || strings.Contains(current, "/") {
 			current = "" // a link to nowhere stands for no set
 		}
 	}
-	names, err := entries(root, ".")
+	all, err := entries(root, ".")
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	for _, e := range names {
-		if name := e.Name(); strings.HasPrefix(name, ownPrefix) && name != dataLink && name != current {
+	present = entrySet{}
+	for name, e := range all {
+		switch {
+		case !strings.HasPrefix(name, ownPrefix):
+			present[name] = e
+		case name != dataLink && name != current:
 			if err := root.RemoveAll(name); err != nil {
-				return "", fmt.Errorf("remove what an interrupted write left: %w", err)
+				return "", nil, fmt.Errorf("remove what an interrupted write left: %w", err)
 			}
 		}
 	}
 	if current == "" {
-		return "", nil
+		return "", present, nil
 	}
-	return current, linkEntries(root, current)
+	set, err := entries(root, current)
+	if err != nil {
+		return "", nil, err
+	}
+	wanted := slices.Collect(maps.Keys(set))
+	if err := linkEntries(root, wanted, present); err != nil {
+		return "", nil, err
+	}
+	present, err = entries(root, ".")
+	maps.DeleteFunc(present, func(name string, _ fs.DirEntry) bool { return strings.HasPrefix(name, ownPrefix) })
+	return current, present, err
 }
 
-// linkEntries gives each file and folder of the current set its link in the
-// root, and removes every other entry that is not the volume's own.
-func linkEntries(root *os.Root, current string) error {
-	wanted, err := entries(root, current)
-	if err != nil {
-		return err
+// entrySet holds the entries of a folder by name.
+type entrySet map[string]fs.DirEntry
+
+// topNames returns the first components of the files' paths, each once.
+func topNames(files []provider.File) (names []string) {
+	for _, f := range files {
+		name, _, _ := strings.Cut(f.Path, "/")
+		names = append(names, name)
 	}
-	present, err := entries(root, ".")
-	if err != nil {
-		return err
-	}
-	byName := make(map[string]fs.DirEntry, len(present))
-	for _, e := range present {
-		if !strings.HasPrefix(e.Name(), ownPrefix) {
-			byName[e.Name()] = e
-		}
-	}
-	for _, e := range wanted {
-		name, link := e.Name(), dataLink+"/"+e.Name()
-		old := byName[name]
-		delete(byName, name)
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// linkEntries gives each wanted name its link into the current set, and removes
+// every other entry of those present.
+func linkEntries(root *os.Root, wanted []string, present entrySet) error {
+	gone := maps.Clone(present)
+	for _, name := range wanted {
+		link := dataLink + "/" + name
+		old := present[name]
+		delete(gone, name)
 		if old == nil {
 			if err := root.Symlink(link, name); err != nil {
 				return fmt.Errorf("link the new entry %q: %w", name, err)
@@ -175,7 +199,7 @@ func linkEntries(root *os.Root, current string) error {
 			return fmt.Errorf("link the entry %q: %w", name, err)
 		}
 	}
-	for name := range byName {
+	for name := range gone {
 		if err := root.RemoveAll(name); err != nil {
 			return fmt.Errorf("remove the old entry %q: %w", name, err)
 		}
@@ -206,26 +230,31 @@ func makeSetFolder(root *os.Root) (string, error) {
 	}
 }
 
-func writeFiles(root *os.Root, folder string, files []provider.File, groupRead bool) error {
+func writeFiles(t *tree, folder string, files []provider.File, groupRead bool) error {
 	for _, f := range files {
-		name := folder + "/" + f.Path
 		if dir := path.Dir(f.Path); dir != "." {
-			if err := root.MkdirAll(folder+"/"+dir, 0o755); err != nil {
+			if err := t.root.MkdirAll(folder+"/"+dir, 0o755); err != nil {
 				return fmt.Errorf("make the folder of %q: %w", f.Path, err)
 			}
 		}
-		if err := writeFile(root, name, f, groupRead); err != nil {
+		if err := writeFile(t, folder+"/"+f.Path, f, groupRead); err != nil {
 			return fmt.Errorf("write %q: %w", f.Path, bare(err))
 		}
 	}
 	return nil
 }
 
-func writeFile(root *os.Root, name string, f provider.File, groupRead bool) error {
-	w, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0)
+// writeFile makes a new file. The kernel resolves its path beneath the tmpfs,
+// through no link, as os.Root would with more system calls.
+func writeFile(t *tree, name string, f provider.File, groupRead bool) error {
+	fd, err := unix.Openat2(t.fd, name, &unix.OpenHow{
+		Flags:   unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
 	if err != nil {
 		return err
 	}
+	w := os.NewFile(uintptr(fd), name)
 	defer w.Close()
 	if _, err := w.Write(f.Contents.Reveal()); err != nil {
 		return err
@@ -288,14 +317,14 @@ func sameFile(root *os.Root, name string, f provider.File, groupRead bool) (bool
 
 // wipe removes everything that root holds.
 func wipe(root *os.Root) error {
-	names, err := entries(root, ".")
-	for _, e := range names {
-		err = errors.Join(err, root.RemoveAll(e.Name()))
+	all, err := entries(root, ".")
+	for name := range all {
+		err = errors.Join(err, root.RemoveAll(name))
 	}
 	return err
 }
 
-func entries(root *os.Root, folder string) ([]fs.DirEntry, error) {
+func entries(root *os.Root, folder string) (entrySet, error) {
 	f, err := root.Open(folder)
 	if err != nil {
 		return nil, fmt.Errorf("list the volume: %w", err)
@@ -305,7 +334,11 @@ func entries(root *os.Root, folder string) ([]fs.DirEntry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the volume: %w", err)
 	}
-	return list, nil
+	all := make(entrySet, len(list))
+	for _, e := range list {
+		all[e.Name()] = e
+	}
+	return all, nil
 }
 
 // bare takes the path out of an error: it names a folder that is gone by the

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
@@ -30,14 +32,19 @@ func files(set map[string]string) []provider.File {
 	return out
 }
 
-func openDir(t *testing.T, dir string) *os.Root {
+// openDir takes a plain folder for a tmpfs.
+func openDir(t *testing.T, dir string) *tree {
 	t.Helper()
-	root, err := os.OpenRoot(dir)
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { root.Close() })
-	return root
+	tr, err := openRoot(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tr.close)
+	return tr
 }
 
 // mountAt attaches a tree to a folder until the test ends.
@@ -108,7 +115,7 @@ func own(t *testing.T, dir string) (names []string) {
 
 func TestWriteSetShowsJustTheSetThatItWasGiven(t *testing.T) {
 	dir := t.TempDir()
-	root := openDir(t, dir)
+	tr := openDir(t, dir)
 	for i, set := range []map[string]string{
 		{"a": "1", "b": "1"},
 		{"a": "2", "b": "2"},
@@ -119,7 +126,7 @@ func TestWriteSetShowsJustTheSetThatItWasGiven(t *testing.T) {
 		{},
 		{"a": ""},
 	} {
-		changed, err := writeSet(root, files(set), false)
+		changed, err := writeSet(tr, files(set), false)
 		if err != nil || !changed {
 			t.Fatalf("set %d: changed %v, %v", i, changed, err)
 		}
@@ -134,13 +141,13 @@ func TestWriteSetShowsJustTheSetThatItWasGiven(t *testing.T) {
 
 func TestAnUnchangedSetIsNotWrittenAgain(t *testing.T) {
 	dir := t.TempDir()
-	root := openDir(t, dir)
+	tr := openDir(t, dir)
 	set := map[string]string{"a": "1", "b/c": "0400:2"}
-	if _, err := writeSet(root, files(set), false); err != nil {
+	if _, err := writeSet(tr, files(set), false); err != nil {
 		t.Fatal(err)
 	}
 	before, _ := os.Readlink(filepath.Join(dir, dataLink))
-	if changed, err := writeSet(root, files(set), false); changed || err != nil {
+	if changed, err := writeSet(tr, files(set), false); changed || err != nil {
 		t.Errorf("changed %v, %v", changed, err)
 	}
 	if after, _ := os.Readlink(filepath.Join(dir, dataLink)); after != before {
@@ -150,9 +157,9 @@ func TestAnUnchangedSetIsNotWrittenAgain(t *testing.T) {
 
 func TestAChangedModeAloneIsApplied(t *testing.T) {
 	dir := t.TempDir()
-	root := openDir(t, dir)
+	tr := openDir(t, dir)
 	for _, mode := range []string{"0644", "0400", "0777", "0000"} {
-		if changed, err := writeSet(root, files(map[string]string{"a": mode + ":x"}), false); !changed || err != nil {
+		if changed, err := writeSet(tr, files(map[string]string{"a": mode + ":x"}), false); !changed || err != nil {
 			t.Fatalf("%s: changed %v, %v", mode, changed, err)
 		}
 		info, err := os.Stat(filepath.Join(dir, "a"))
@@ -188,9 +195,9 @@ func TestTheGroupCanReadEveryFile(t *testing.T) {
 // Whatever a crash left, the next write removes it and is not held up by it.
 func TestWhatACrashLeftIsRemoved(t *testing.T) {
 	dir := t.TempDir()
-	root := openDir(t, dir)
+	tr := openDir(t, dir)
 	old := map[string]string{"a": "1", "gone": "1"}
-	if _, err := writeSet(root, files(old), false); err != nil {
+	if _, err := writeSet(tr, files(old), false); err != nil {
 		t.Fatal(err)
 	}
 	half := "..2020_01_01_00_00_00.1"
@@ -206,14 +213,14 @@ func TestWhatACrashLeftIsRemoved(t *testing.T) {
 	if err := os.Symlink(dataLink+"/nowhere", filepath.Join(dir, "dangling")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tidy(root); err != nil {
+	if _, _, err := tidy(tr.root); err != nil {
 		t.Fatal(err)
 	}
 	if got := visible(t, dir); !maps.Equal(got, old) || len(own(t, dir)) != 2 {
 		t.Errorf("tidy left %v and %v", got, own(t, dir))
 	}
 	next := map[string]string{"a": "2"}
-	if _, err := writeSet(root, files(next), false); err != nil {
+	if _, err := writeSet(tr, files(next), false); err != nil {
 		t.Fatal(err)
 	}
 	if got := visible(t, dir); !maps.Equal(got, next) {
@@ -258,11 +265,11 @@ func TestAFailedWriteLeavesTheOldSet(t *testing.T) {
 	}
 	defer tr.close()
 	old := map[string]string{"a": "1"}
-	if _, err := writeSet(tr.root, files(old), false); err != nil {
+	if _, err := writeSet(tr, files(old), false); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 { // what each attempt left would add up
-		_, err := writeSet(tr.root, files(map[string]string{"a": "2", "b": strings.Repeat("x", class.MinVolumeSize)}), false)
+		_, err := writeSet(tr, files(map[string]string{"a": "2", "b": strings.Repeat("x", class.MinVolumeSize)}), false)
 		if err == nil || !strings.Contains(err.Error(), `write "b": no space left on device`) {
 			t.Fatalf("got %v", err)
 		}
@@ -270,7 +277,7 @@ func TestAFailedWriteLeavesTheOldSet(t *testing.T) {
 			t.Fatalf("it left %v and %v", got, own(t, dir))
 		}
 	}
-	if _, err := writeSet(tr.root, files(map[string]string{"a": "3"}), false); err != nil {
+	if _, err := writeSet(tr, files(map[string]string{"a": "3"}), false); err != nil {
 		t.Errorf("the next write fails: %v", err)
 	}
 }
@@ -279,8 +286,8 @@ func TestAFailedWriteLeavesTheOldSet(t *testing.T) {
 // set is still to come.
 func TestNewEntriesNeverDangle(t *testing.T) {
 	dir := t.TempDir()
-	root := openDir(t, dir)
-	if _, err := writeSet(root, files(map[string]string{"first": "x"}), false); err != nil {
+	tr := openDir(t, dir)
+	if _, err := writeSet(tr, files(map[string]string{"first": "x"}), false); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
@@ -306,7 +313,7 @@ func TestNewEntriesNeverDangle(t *testing.T) {
 	set := map[string]string{"first": "x"}
 	for i := range 60 {
 		set[fmt.Sprint("f", i)] = "x" // only ever more entries
-		if _, err := writeSet(root, files(set), false); err != nil {
+		if _, err := writeSet(tr, files(set), false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -324,7 +331,7 @@ func TestSetBytesIsNeverLessThanTheTmpfsTakes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := writeSet(tr.root, files(set), false); err != nil {
+		if _, err := writeSet(tr, files(set), false); err != nil {
 			t.Fatal(err)
 		}
 		var st syscall.Statfs_t
@@ -336,15 +343,4 @@ func TestSetBytesIsNeverLessThanTheTmpfsTakes(t *testing.T) {
 			t.Errorf("%d files take %d bytes, more than the %d expected", len(set), used, setBytes(files(set)))
 		}
 	}
-}
-
-func FuzzRecord(f *testing.F) {
-	f.Add([]byte(`{"format":1,"volumeID":"v","targetPath":"/t","class":{"namespace":"n","name":"c"}}`))
-	f.Add([]byte(`{"format":99}`))
-	f.Add([]byte(`[]`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if rec, err := decodeRecord(data); err == nil && rec.Format > recordFormat {
-			t.Errorf("format %d was taken for known", rec.Format)
-		}
-	})
 }

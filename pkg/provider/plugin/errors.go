@@ -24,6 +24,10 @@ const (
 	// minHiddenBytes is the shortest value that redact looks for: anything
 	// shorter stands in ordinary words too.
 	minHiddenBytes = 4
+	// windowBytes is the shortest part of a longer value that redact looks for.
+	windowBytes = 16
+	// maxSearchedBytes bounds the text that it looks through.
+	maxSearchedBytes = 64 << 10
 	// minHiddenLine is the shortest line of a longer value that it looks for.
 	minHiddenLine = 16
 	// deadlineAtHand is how far from the end of a request a provider's
@@ -109,25 +113,39 @@ func begins(text string, prefixes []string) bool {
 	return false
 }
 
-// redact returns text with every occurrence of a token or secret of req
-// replaced by secret.Redacted: whole values of four bytes and more, and lines
-// of sixteen bytes and more of values that have several; as they are, and
-// quoted, as JSON, as part of a URL and in base64. A value that is cut, or
-// written in yet another way, is not recognised.
+// redact returns text with what it shows of a token or secret of req replaced
+// by secret.Redacted: whole values of minHiddenBytes and more, and every part of
+// windowBytes and more of longer ones, as they are and in the forms of forms. It
+// looks at the first maxSearchedBytes of text and drops the rest.
 func redact(text string, req provider.Request) string {
+	text = text[:min(len(text), maxSearchedBytes)]
 	hidden := make([]bool, len(text))
+	hide := func(from, n int) {
+		for i := range n {
+			hidden[from+i] = true
+		}
+	}
+	windows := make(map[string][]int, len(text))
+	for i := range len(text) - windowBytes + 1 {
+		w := text[i : i+windowBytes]
+		windows[w] = append(windows[w], i)
+	}
 	for _, value := range values(req) {
 		for _, form := range forms(value) {
-			for from := 0; ; {
+			for i := range len(form) - windowBytes + 1 {
+				w := form[i : i+windowBytes]
+				for _, at := range windows[w] {
+					hide(at, windowBytes)
+				}
+				delete(windows, w) // they are hidden
+			}
+			for from := 0; len(form) < windowBytes; from++ {
 				i := strings.Index(text[from:], form)
 				if i < 0 {
 					break
 				}
 				from += i
-				for j := range form {
-					hidden[from+j] = true
-				}
-				from++
+				hide(from, len(form))
 			}
 		}
 	}
@@ -173,21 +191,35 @@ func values(req provider.Request) []string {
 	return found
 }
 
-// forms returns the ways in which an error may show value.
+// forms returns the ways in which an error may show value: as it is or as the
+// request holds it, and that quoted once more, as part of a URL, or in base64
+// from any of its bytes on.
 func forms(value string) []string {
 	var b strings.Builder
 	quote(&b, value)
 	plain := unquoted(b.String())
-	escaped := plain // as encoding/json has it, with more escapes
-	if text, err := json.Marshal(value); err == nil {
-		escaped = unquoted(string(text))
+	var all []string
+	for _, s := range []string{value, plain, marshalled(value), unquoted(strconv.Quote(value))} {
+		all = append(all, s, marshalled(s), unquoted(strconv.Quote(s)), url.QueryEscape(s), url.PathEscape(s))
+		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+			all = append(all, encoding.EncodeToString([]byte(s)))
+			// Within a longer text; the characters at both ends depend on that.
+			for shift := 1; shift <= 2 && len(s) >= windowBytes; shift++ {
+				inner := encoding.EncodeToString(append(make([]byte, shift), s...))
+				all = append(all, inner[shift+1:len(inner)-2])
+			}
+		}
 	}
-	return []string{
-		value, plain, escaped,
-		unquoted(strconv.Quote(value)), unquoted(strconv.Quote(plain)), unquoted(strconv.Quote(escaped)),
-		url.QueryEscape(value), url.PathEscape(value),
-		base64.RawStdEncoding.EncodeToString([]byte(value)), base64.RawURLEncoding.EncodeToString([]byte(value)),
+	return all
+}
+
+// marshalled is text within a JSON string, with every escape of encoding/json.
+func marshalled(text string) string {
+	b, err := json.Marshal(text)
+	if err != nil {
+		return text
 	}
+	return unquoted(string(b))
 }
 
 func unquoted(text string) string { return text[1 : len(text)-1] }
