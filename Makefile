@@ -5,7 +5,9 @@
 MODULE  := github.com/csi-secrets/csi-secrets
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
-GOBUILD  = CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+# Without gRPC's tracing pages the program is a fifth smaller, in memory too.
+TAGS    := grpcnotrace
+GOBUILD  = CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)'
 
 # The race detector needs a C compiler; without one the tests run all the same.
 HAVE_CC := $(shell command -v $$(go env CC) 2>/dev/null)

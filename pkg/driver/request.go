@@ -1,5 +1,7 @@
 package driver
 
+//lint:file-ignore ST1005 some errors begin with the phrases that users of secrets-store-csi-driver know
+
 import (
 	"encoding/json"
 	"errors"
@@ -25,7 +27,15 @@ const (
 	keyPodNamespace   = "csi.storage.k8s.io/pod.namespace"
 	keyPodUID         = "csi.storage.k8s.io/pod.uid"
 	keyServiceAccount = "csi.storage.k8s.io/serviceAccount.name"
-	keyTokens         = "csi.storage.k8s.io/serviceAccount.tokens" //nolint:gosec // a key, no token
+	keyTokens         = "csi.storage.k8s.io/serviceAccount.tokens"
+)
+
+// The phrases by which users of secrets-store-csi-driver know these mistakes.
+const (
+	noCapability = "Volume capability missing in request"
+	noVolumeID   = "Volume ID missing in request"
+	noAttributes = "Volume attributes missing in request"
+	notReadOnly  = "Readonly is not true in request"
 )
 
 // maxIDBytes bounds a volume ID: the CSI specification's size limit for
@@ -38,14 +48,14 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
 	context := req.GetVolumeContext()
 	capability := req.GetVolumeCapability()
 	if capability == nil {
-		return volume.Request{}, errors.New("Volume capability missing in request") //nolint:staticcheck // the phrase that users of secrets-store-csi-driver know
+		return volume.Request{}, errors.New(noCapability)
 	}
 	if err := checkVolume(req.GetVolumeId(), "Target path", req.GetTargetPath()); err != nil {
 		return volume.Request{}, err
 	}
 	switch mode := capability.GetAccessMode().GetMode(); {
 	case len(context) == 0:
-		return volume.Request{}, errors.New("Volume attributes missing in request") //nolint:staticcheck // as above
+		return volume.Request{}, errors.New(noAttributes)
 	case capability.GetBlock() != nil:
 		return volume.Request{}, errors.New("the volume capability asks for a block device; this driver makes file systems only")
 	case capability.GetAccessType() == nil:
@@ -53,7 +63,7 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
 	case mode == csi.VolumeCapability_AccessMode_UNKNOWN:
 		return volume.Request{}, errors.New("the volume capability has no access mode")
 	case !req.GetReadonly():
-		return volume.Request{}, errors.New("Readonly is not true in request; set readOnly: true in the pod's csi volume") //nolint:staticcheck // as above
+		return volume.Request{}, errors.New(notReadOnly + "; set readOnly: true in the pod's csi volume")
 	case context[keyClass] == "":
 		return volume.Request{}, errors.New("secretProviderClass is not set; name a SecretProviderClass in the pod's volumeAttributes")
 	case context[keyPodNamespace] == "":
@@ -109,7 +119,7 @@ func checkVolume(id, pathName, path string) error {
 func checkNamed(id, pathName, path string) error {
 	switch {
 	case id == "":
-		return errors.New("Volume ID missing in request") //nolint:staticcheck // the phrase that users of secrets-store-csi-driver know
+		return errors.New(noVolumeID)
 	case len(id) > maxIDBytes:
 		return fmt.Errorf("the volume ID has %d bytes, more than %d", len(id), maxIDBytes)
 	case strings.ContainsRune(id, 0):

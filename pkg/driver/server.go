@@ -21,11 +21,18 @@ import (
 // shutdownTimeout is how long calls may take to end when the driver stops.
 const shutdownTimeout = 20 * time.Second
 
+// connectionBuffer is the size of a connection's buffers in bytes.
+const connectionBuffer = 4 << 10
+
 // Serve answers CSI calls on listener until ctx ends, and then lets those that
 // run end. It closes listener.
 func (d *Driver) Serve(ctx context.Context, listener net.Listener) error {
 	logger := klog.FromContext(ctx)
-	server := grpc.NewServer(grpc.ChainUnaryInterceptor(withLogger(logger), logCall, recoverCall))
+	server := grpc.NewServer(
+		grpc.ChainUnaryInterceptor(withLogger(logger), logCall, recoverCall),
+		// kubelet makes a connection for every call: small buffers do for it.
+		grpc.ReadBufferSize(connectionBuffer), grpc.WriteBufferSize(connectionBuffer),
+	)
 	csi.RegisterIdentityServer(server, d)
 	csi.RegisterNodeServer(server, d)
 

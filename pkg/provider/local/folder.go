@@ -53,7 +53,7 @@ func (d *params) readFolder(ctx context.Context, root *os.Root, mode fs.FileMode
 	for i, o := range objects {
 		if info, err := root.Stat(o.name); err != nil || stampOf(info) != stamps[i] {
 			s.Clear()
-			return provider.Result{}, failure(d.describe(o, errChanged))
+			return provider.Result{}, d.failure(o, errChanged)
 		}
 	}
 	return s.Result, nil
@@ -69,24 +69,28 @@ func (d *params) readObject(root *os.Root, o object, s *set) ([]byte, stamp, err
 		err = errChanged // it was there when it was listed
 	}
 	if err != nil {
-		return nil, stamp{}, failure(d.describe(o, err))
+		return nil, stamp{}, d.failure(o, err)
 	}
 	defer f.Close()
 	contents, stamp, err := readRegular(f, s.limit())
 	if errors.Is(err, errTooLarge) {
-		what, op, _, _ := d.describe(o, err)
+		what, op := d.describe(o)
 		return nil, stamp, s.tooLarge(what, op, stamp.size)
 	}
 	if err != nil {
-		return nil, stamp, failure(d.describe(o, err))
+		return nil, stamp, d.failure(o, err)
 	}
 	return contents, stamp, nil
 }
 
-// describe returns the arguments of failure for an error about o.
-func (d *params) describe(o object, err error) (what, op string, _ error, missing string) {
-	return fmt.Sprintf("object %q", o.name), fmt.Sprintf("read file %q", filepath.Join(d.path, o.name)), err,
-		"create the file, or correct objectName"
+// describe says what o is, and what is attempted with it.
+func (d *params) describe(o object) (what, op string) {
+	return fmt.Sprintf("object %q", o.name), fmt.Sprintf("read file %q", filepath.Join(d.path, o.name))
+}
+
+func (d *params) failure(o object, err error) error {
+	what, op := d.describe(o)
+	return failure(what, op, err, "create the file, or correct objectName")
 }
 
 // list returns the files below root, sorted: regular ones and links to them,
