@@ -24,21 +24,25 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/driver"
 	"github.com/csi-secrets/csi-secrets/pkg/fetch"
+	"github.com/csi-secrets/csi-secrets/pkg/metrics"
 	"github.com/csi-secrets/csi-secrets/pkg/rotation"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
 // nodeOptions are the flags of the node command.
 type nodeOptions struct {
-	endpoint   string
-	nodeID     string
-	driverName string
-	classes    string
-	stateDir   string
-	interval   time.Duration
-	healthAddr string
-	logJSON    bool
-	providers  providerOptions
+	endpoint         string
+	nodeID           string
+	driverName       string
+	classes          string
+	stateDir         string
+	registrationDir  string
+	registrationPath string
+	interval         time.Duration
+	healthAddr       string
+	metricsAddr      string
+	logJSON          bool
+	providers        providerOptions
 }
 
 // olderNames are the spellings that secrets-store-csi-driver has for flags.
@@ -73,7 +77,10 @@ API server is needed.`,
 	flags.StringVar(&o.classes, "classes", "", "folder of SecretProviderClass YAML files (required)")
 	flags.StringVar(&o.stateDir, "state-dir", "/run/csi-secrets", "folder for what a restarted driver must know; it holds no secrets")
 	flags.DurationVar(&o.interval, "rotation-poll-interval", 2*time.Minute, "how often a volume is refreshed; 0 for on changes only")
+	flags.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's folder plugins_registry, to register the driver there; empty for no registration")
+	flags.StringVar(&o.registrationPath, "kubelet-registration-path", "", "path of the CSI socket as kubelet sees it; that of --endpoint where empty")
 	flags.StringVar(&o.healthAddr, "health-addr", "", "address to serve /healthz on, as in :9808; empty for none")
+	flags.StringVar(&o.metricsAddr, "metrics-addr", "", "address to serve /metrics on, as in :8095; empty for none")
 	flags.BoolVar(&o.logJSON, "log-format-json", false, "log as JSON")
 	o.providers.addFlags(flags)
 	addLogFlags(flags)
@@ -133,7 +140,9 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if err := volumes.Recover(ctx); err != nil {
 		logger.Error(err, "Some volumes of an earlier driver could not be recovered")
 	}
-	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes})
+	counted := metrics.New(volumes.Len)
+	schedule.Recorder = counted
+	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes, Recorder: counted})
 	if err != nil {
 		return err
 	}
@@ -141,13 +150,28 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if err != nil {
 		return err
 	}
-	logger.Info("Serving", "version", buildVersion(), "driver", o.driverName, "node", o.nodeID, "endpoint", o.endpoint, "volumes", len(volumes.List()))
+	logger.Info("Serving", "version", buildVersion(), "driver", o.driverName, "node", o.nodeID, "endpoint", o.endpoint, "volumes", volumes.Len())
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.Serve(ctx, listener) })
 	group.Go(func() error { schedule.Run(ctx, volumes); return nil })
+	if o.registrationDir != "" {
+		registration := driver.Registration{Folder: o.registrationDir, Name: o.driverName, Endpoint: o.registrationPath}
+		if registration.Endpoint == "" {
+			registration.Endpoint = listener.Addr().String()
+		}
+		group.Go(func() error { return registration.Serve(ctx) })
+	}
 	if o.healthAddr != "" {
-		group.Go(func() error { return serveHealth(ctx, o.healthAddr, o.endpoint) })
+		health, err := driver.NewHealth(o.endpoint)
+		if err != nil {
+			return err
+		}
+		defer health.Close()
+		group.Go(func() error { return serveHTTP(ctx, o.healthAddr, "/healthz", health) })
+	}
+	if o.metricsAddr != "" {
+		group.Go(func() error { return serveHTTP(ctx, o.metricsAddr, "/metrics", counted.Handler()) })
 	}
 	return group.Wait()
 }
@@ -181,25 +205,19 @@ func keepMemoryPrivate() error {
 	return nil
 }
 
-// serveHealth answers GET /healthz with what the driver says to a CSI Probe
-// over its own socket, until ctx ends.
-func serveHealth(ctx context.Context, addr, endpoint string) error {
-	health, err := driver.NewHealth(endpoint)
-	if err != nil {
-		return err
-	}
-	defer health.Close()
+// serveHTTP serves one path until ctx ends.
+func serveHTTP(ctx context.Context, addr, path string, handler http.Handler) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
-		return fmt.Errorf("serve health: %w", err)
+		return fmt.Errorf("serve %s: %w", path, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /healthz", health)
+	mux.Handle("GET "+path, handler)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve health: %w", err)
+		return fmt.Errorf("serve %s: %w", path, err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
@@ -29,7 +30,20 @@ type Config struct {
 	Version string
 	NodeID  string
 	Volumes *volume.Manager
+	// Recorder may be nil.
+	Recorder Recorder
 }
+
+// Recorder counts calls. An errorType is empty for a call that succeeded.
+type Recorder interface {
+	Published(provider, errorType string)
+	Unpublished(errorType string)
+}
+
+type noRecorder struct{}
+
+func (noRecorder) Published(string, string) {}
+func (noRecorder) Unpublished(string)       {}
 
 // Driver implements csi.IdentityServer and csi.NodeServer. It is safe for
 // concurrent use.
@@ -49,6 +63,9 @@ var (
 func New(c Config) (*Driver, error) {
 	if c.Name == "" {
 		c.Name = DefaultName
+	}
+	if c.Recorder == nil {
+		c.Recorder = noRecorder{}
 	}
 	switch {
 	case len(c.Name) > maxNameBytes:
@@ -104,11 +121,20 @@ func (d *Driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRe
 func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
 	wanted, err := publishRequest(req)
 	if err != nil {
+		d.config.Recorder.Published("", provider.Invalid.String())
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	ctx = logFor(ctx, wanted)
 	if err := d.config.Volumes.Publish(ctx, wanted); err != nil {
+		var of *volume.ClassError
+		if !errors.As(err, &of) {
+			of = &volume.ClassError{}
+		}
+		d.config.Recorder.Published(of.Provider, provider.KindOf(err).String())
 		return nil, statusError(fmt.Errorf("failed to mount secrets store objects for pod %s/%s, err: %w", wanted.Pod.Namespace, wanted.Pod.Name, err))
+	}
+	if v, ok := d.config.Volumes.Get(wanted.TargetPath); ok {
+		d.config.Recorder.Published(v.Provider, "")
 	}
 	klog.FromContext(ctx).V(4).Info("Published")
 	return &csi.NodePublishVolumeResponse{}, nil
@@ -117,11 +143,14 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 // NodeUnpublishVolume implements csi.NodeServer.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	if err := checkVolume(req.GetVolumeId(), "Target path", req.GetTargetPath()); err != nil {
+		d.config.Recorder.Unpublished(provider.Invalid.String())
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := d.config.Volumes.Unpublish(ctx, req.GetVolumeId(), req.GetTargetPath()); err != nil {
+		d.config.Recorder.Unpublished(provider.KindOf(err).String())
 		return nil, statusError(fmt.Errorf("failed to unpublish volume %s: %w", req.GetVolumeId(), err))
 	}
+	d.config.Recorder.Unpublished("")
 	klog.FromContext(ctx).V(4).Info("Unpublished", "volume", req.GetVolumeId(), "target", req.GetTargetPath())
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }

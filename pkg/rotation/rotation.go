@@ -7,6 +7,7 @@ package rotation
 import (
 	"container/heap"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -37,9 +38,17 @@ type Refresher interface {
 	Refresh(ctx context.Context, target string) (volume.Refreshed, error)
 }
 
+// Recorder counts refreshes. An errorType is empty for one that succeeded.
+type Recorder interface {
+	Refreshed(provider, errorType string, changed bool, took time.Duration)
+}
+
 // Scheduler is a volume.Observer that keeps the volumes it hears of fresh. It
 // is safe for concurrent use.
 type Scheduler struct {
+	// Recorder may be nil; it is set before Run.
+	Recorder Recorder
+
 	classes   class.Source
 	providers func(name string) (provider.Provider, error)
 	interval  time.Duration
@@ -160,7 +169,9 @@ func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
 }
 
 func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
+	began := time.Now()
 	done, err := volumes.Refresh(ctx, e.target)
+	s.record(done, err, time.Since(began))
 	logger := klog.FromContext(ctx)
 	if err != nil && ctx.Err() == nil {
 		logger.Error(err, "A volume keeps the files that it has", "target", e.target)
@@ -188,6 +199,17 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
 		e.again = false
 		s.schedule(e, time.Now())
 	}
+}
+
+func (s *Scheduler) record(done volume.Refreshed, err error, took time.Duration) {
+	if s.Recorder == nil || errors.Is(err, volume.ErrNotPublished) {
+		return
+	}
+	errorType := ""
+	if err != nil {
+		errorType = provider.KindOf(err).String()
+	}
+	s.Recorder.Refreshed(done.Provider, errorType, done.Changed, took)
 }
 
 // take removes the first volume that is due from the queue, or tells how long

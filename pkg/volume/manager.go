@@ -211,7 +211,7 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 	m.mu.Lock()
 	*known = next
 	m.mu.Unlock()
-	return Refreshed{changed, next.validUntil}, err
+	return Refreshed{next.Provider, changed, next.validUntil}, err
 }
 
 func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err error) {
@@ -269,6 +269,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 				Err: errors.New("the volume has an attribute of the same name"), Remedy: "a pod cannot override its class: remove the key from the volumeAttributes or from the class"}
 		}
 	}
+	v.Provider = c.Spec.Provider
 	now := time.Now()
 	result, err := m.ask(ctx, c.Spec.Provider, v.request(c), size)
 	if err != nil {
@@ -280,7 +281,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 		result.Clear()
 		return fetched{}, m.inContext(v, err)
 	}
-	v.Provider, v.Objects, v.Refreshed, v.validUntil = c.Spec.Provider, result.Versions, now, result.ValidUntil
+	v.Objects, v.Refreshed, v.validUntil = result.Versions, now, result.ValidUntil
 	return fetched{result, size}, nil
 }
 
@@ -311,7 +312,7 @@ func (m *Manager) inContext(v *volume, err error) error {
 	if errors.Is(err, unix.ENOSPC) {
 		err = &provider.Error{Kind: provider.TooLarge, Err: err, Remedy: "set the class parameter " + provider.VolumeSizeKey + " to more"}
 	}
-	return fmt.Errorf("class %s: %w", v.Class, err)
+	return &ClassError{Class: v.Class, Provider: v.Provider, Err: err}
 }
 
 // Unpublish takes the volume at target away: its values first, then its mount,
@@ -421,6 +422,24 @@ func (m *Manager) mounted(target string) (bool, error) {
 		return false, err
 	}
 	return isMounted(m.mounter, target)
+}
+
+// Get returns the volume at target.
+func (m *Manager) Get(target string) (Info, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	v := m.byTarget[target]
+	if v == nil {
+		return Info{}, false
+	}
+	return v.info(), true
+}
+
+// Len returns how many volumes there are.
+func (m *Manager) Len() int {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return len(m.byTarget)
 }
 
 // List returns all volumes, ordered by target.

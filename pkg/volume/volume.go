@@ -191,8 +191,21 @@ type Usage struct {
 	TotalInodes, UsedInodes, FreeInodes int64
 }
 
+// ClassError is a failure to bring the files of a class.
+type ClassError struct {
+	Class class.Ref
+	// Provider is its name, empty where the class could not be had.
+	Provider string
+	Err      error
+}
+
+func (e *ClassError) Error() string { return fmt.Sprintf("class %s: %v", e.Class, e.Err) }
+
+func (e *ClassError) Unwrap() error { return e.Err }
+
 // Refreshed is what came of a refresh.
 type Refreshed struct {
+	Provider string
 	// Changed says that the files are others than before.
 	Changed bool
 	// ValidUntil is when they must have been fetched anew; zero for no bound.

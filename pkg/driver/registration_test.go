@@ -1,0 +1,63 @@
+package driver
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+)
+
+// register serves a registration and returns kubelet's end of it.
+func register(t *testing.T) (kubelet registration.RegistrationClient, stop func() error) {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "cs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(folder) })
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	r := &Registration{Folder: folder, Name: "secrets-store.csi.k8s.io", Endpoint: "/host/csi.sock"}
+	go func() { served <- r.Serve(ctx) }()
+	conn, err := grpc.NewClient("unix:"+filepath.Join(folder, "secrets-store.csi.k8s.io-reg.sock"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(); cancel() })
+	return registration.NewRegistrationClient(conn), func() error { cancel(); return <-served }
+}
+
+func TestKubeletLearnsOfTheDriverEachTimeItAsks(t *testing.T) {
+	kubelet, stop := register(t)
+	for range 2 { // kubelet asks again when it was restarted
+		info, err := kubelet.GetInfo(t.Context(), &registration.InfoRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.GetType() != "CSIPlugin" || info.GetName() != "secrets-store.csi.k8s.io" || info.GetEndpoint() != "/host/csi.sock" || info.GetSupportedVersions()[0] != "1.0.0" {
+			t.Errorf("got %v", info)
+		}
+		if _, err := kubelet.NotifyRegistrationStatus(t.Context(), &registration.RegistrationStatus{PluginRegistered: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARefusedDriverEnds(t *testing.T) {
+	kubelet, stop := register(t)
+	if _, err := kubelet.NotifyRegistrationStatus(t.Context(), &registration.RegistrationStatus{Error: "another driver has the name"}); err == nil {
+		t.Error("kubelet was told that all is well")
+	}
+	if err := stop(); err == nil || !strings.Contains(err.Error(), "another driver has the name") {
+		t.Errorf("got %v", err)
+	}
+}
