@@ -27,6 +27,8 @@ const maxFolders = 1024
 //  3. Compare each name's stamp with the one kept. If all are the same, all
 //     that was read was there together when step 3 began; this also holds
 //     where a link such as kubelet's "..data" is swapped between two files.
+//     It takes for granted that a file that goes does not come back: a link
+//     that is swapped there and back within one attempt is not noticed.
 func (d *params) readFolder(ctx context.Context, root *os.Root, mode fs.FileMode) (provider.Result, error) {
 	objects := d.objects
 	if objects == nil {

@@ -416,33 +416,38 @@ func TestAVersionChangesWithTheFileAndHidesItsSize(t *testing.T) {
 	}
 }
 
-// A writer that swaps two files with one rename, as kubelet does, is never
+// A writer that swaps all files with one rename, as kubelet does, is never
 // seen in between; the set is old or new.
 func TestASetIsNeverMixed(t *testing.T) {
 	dir := t.TempDir()
-	for _, set := range []string{"1", "2"} {
-		files := map[string]string{}
-		for i := range 20 {
-			files[fmt.Sprintf("..%s/f%02d", set, i)] = set
+	tmp, data := filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")
+	// Every set is of new files, and the old ones stay, so that no inode is used
+	// twice.
+	swap := func(set int) error {
+		folder := fmt.Sprintf("..%d", set)
+		if err := os.Mkdir(filepath.Join(dir, folder), 0o700); err != nil {
+			return err
 		}
-		write(t, dir, files)
+		for i := range 20 {
+			if err := os.WriteFile(filepath.Join(dir, folder, fmt.Sprintf("f%02d", i)), fmt.Append(nil, set), 0o600); err != nil {
+				return err
+			}
+		}
+		return errors.Join(os.Symlink(folder, tmp), os.Rename(tmp, data))
 	}
 	for i := range 20 {
 		must(t, os.Symlink(fmt.Sprintf("..data/f%02d", i), filepath.Join(dir, fmt.Sprintf("f%02d", i))))
 	}
-	swap := func(set string) {
-		tmp, data := filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")
-		if err := errors.Join(os.Symlink(".."+set, tmp), os.Rename(tmp, data)); err != nil {
-			t.Error(err)
-		}
-	}
-	swap("1")
+	must(t, swap(0))
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for i := 0; ctx.Err() == nil; i++ {
-			swap(fmt.Sprint(1 + i%2))
+		for set := 1; ctx.Err() == nil; set++ {
+			if err := swap(set); err != nil {
+				t.Error(err)
+				return
+			}
 			runtime.Gosched()
 		}
 	}()
