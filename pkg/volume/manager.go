@@ -196,7 +196,8 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 		return Refreshed{}, err
 	}
 	defer unlock()
-	if m.get(target) != known {
+	volumeID := known.VolumeID
+	if known = m.get(target); known == nil || known.VolumeID != volumeID {
 		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
 	}
 	if known.blocked() {
@@ -208,9 +209,7 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 		err = fmt.Errorf("refresh volume %s of pod %s/%s: %w", next.VolumeID, next.Pod.Namespace, next.Pod.Name, err)
 	}
 	next.lastError = err
-	m.mu.Lock()
-	*known = next
-	m.mu.Unlock()
+	m.replace(&next)
 	return Refreshed{next.Provider, changed, next.validUntil}, err
 }
 
@@ -315,8 +314,8 @@ func (m *Manager) inContext(v *volume, err error) error {
 	return &ClassError{Class: v.Class, Provider: v.Provider, Err: err}
 }
 
-// Unpublish takes the volume at target away: its values first, then its mount,
-// the target itself and the record. It succeeds where there is none, and where
+// Unpublish takes the volume at target away: its mount, its values, the target
+// itself and the record. It succeeds where there is none, and where
 // an earlier attempt ended half-way.
 func (m *Manager) Unpublish(ctx context.Context, volumeID, target string) error {
 	unlock, err := m.lock(ctx, volumeID, target)
@@ -355,18 +354,30 @@ func (m *Manager) takeAway(ctx context.Context, target string) error {
 		if !mounted {
 			return errors.Join(m.scratchFor(target, 0).remove(), removeTarget(target))
 		}
-		// A copy of the mount in some other namespace would keep the values.
-		if t, err := openTree(target); err == nil {
-			if err := wipe(t.root); err != nil {
-				klog.FromContext(ctx).Error(err, "Could not remove every file before the unmount", "target", target)
-			}
-			t.close()
-		}
-		if err := unmount(target); err != nil {
+		if err := unmountAndWipe(ctx, target); err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("unmount %s: it is still mounted after %d unmounts", target, maxStacked)
+}
+
+// unmountAndWipe takes the uppermost mount off target, in one step, and then
+// removes its files: a copy of the mount in some other namespace would keep the
+// values.
+func unmountAndWipe(ctx context.Context, target string) error {
+	t, openErr := openTree(target)
+	if openErr == nil {
+		defer t.close()
+	}
+	if err := unmount(target); err != nil {
+		return err
+	}
+	if openErr == nil {
+		if err := wipe(t.root); err != nil {
+			klog.FromContext(ctx).Error(err, "Could not remove every file of an unmounted volume", "target", target)
+		}
+	}
+	return nil
 }
 
 // Recover finds the volumes of an earlier driver by their records: those that
@@ -522,10 +533,17 @@ func (m *Manager) put(v *volume) {
 	m.observer.Published(v.info())
 }
 
-func (m *Manager) renew(v *volume, c Credentials) {
+// replace puts v in the place of the volume at its target.
+func (m *Manager) replace(v *volume) {
 	m.mu.Lock()
-	v.credentials = c
+	m.byTarget[v.TargetPath] = v
 	m.mu.Unlock()
+}
+
+func (m *Manager) renew(known *volume, c Credentials) {
+	v := *known
+	v.credentials = c
+	m.replace(&v)
 	m.observer.Published(v.info())
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -50,8 +51,6 @@ const (
 	// maxIdleBytes is how much of the file may be lines that no longer count,
 	// beside as much again as those that do.
 	maxIdleBytes = 8 << 20
-	// maxRecordBytes bounds a line that is read.
-	maxRecordBytes = 4 << 20
 )
 
 // records keeps the records of a state folder in one file. A record is appended
@@ -99,49 +98,42 @@ func openRecords(stateDir string) (*records, error) {
 
 func (r *records) close() error { return errors.Join(r.file.Close(), r.lock.Close()) }
 
-// load returns the records that count, and rewrites the file with these only.
-// It is called once, before all else. What cannot be read is told and left out;
-// records of a later format are told and stay in the file.
+// load returns the records that count, and rewrites the file with these only,
+// if the disk lets it. It is called once, before all else. What cannot be read
+// is told and left out; records of a later format are told and stay in the file.
 func (r *records) load() ([]record, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all := map[string]record{}
 	var problems []error
-	lines := bufio.NewScanner(r.file)
-	lines.Buffer(nil, maxRecordBytes)
-	for n := 1; lines.Scan(); n++ {
-		line := lines.Bytes()
-		if len(bytes.TrimSpace(line)) == 0 {
+	lines := bufio.NewReader(r.file)
+	for n := 1; ; n++ {
+		line, err := lines.ReadBytes('\n')
+		if text := bytes.TrimSpace(line); len(text) > 0 {
+			rec, err := decodeRecord(text)
+			switch {
+			case err != nil:
+				problems = append(problems, fmt.Errorf("%s:%d: the record is left out: %w", r.path, n, err))
+			case rec.Format > recordFormat:
+				problems = append(problems, fmt.Errorf("%s:%d: the record is left alone: its format is %d, and this driver knows up to %d", r.path, n, rec.Format, recordFormat))
+				r.later = append(r.later, text)
+			case bytes.HasSuffix(line, []byte("\n")):
+				all[rec.key()] = rec
+				r.bytes += int64(len(line)) - r.live[rec.key()].length
+				r.live[rec.key()] = span{r.size, int64(len(line))}
+			}
+		}
+		if err == nil {
+			r.size += int64(len(line))
 			continue
 		}
-		rec, err := decodeRecord(line)
-		switch {
-		case err != nil:
-			problems = append(problems, fmt.Errorf("%s:%d: the record is left out: %w", r.path, n, err))
-		case rec.Format > recordFormat:
-			problems = append(problems, fmt.Errorf("%s:%d: the record is left alone: its format is %d, and this driver knows up to %d", r.path, n, rec.Format, recordFormat))
-			r.later = append(r.later, bytes.Clone(line))
-		default:
-			all[rec.key()] = rec
+		if err != io.EOF {
+			return nil, fmt.Errorf("read the records: %w", err)
 		}
+		break
 	}
-	if err := lines.Err(); err != nil {
-		problems = append(problems, fmt.Errorf("read the records: %w", err))
-	}
-	if err := r.replace(func(add func(key string, line []byte) error) error {
-		for key, rec := range all {
-			line, err := encodeRecord(rec)
-			if err == nil {
-				err = add(key, line)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
-		problems = append(problems, err)
-	}
+	// A line without its end was never finished.
+	problems = append(problems, r.file.Truncate(r.size), r.rewrite())
 	list := make([]record, 0, len(all))
 	for _, rec := range all {
 		list = append(list, rec)
@@ -225,58 +217,52 @@ func (r *records) compact() error {
 	case idle <= maxIdleBytes+r.bytes:
 		return nil
 	}
-	old, live := r.file, r.live
-	err := r.replace(func(add func(key string, line []byte) error) error {
-		for key, at := range live {
-			line := make([]byte, at.length)
-			if _, err := old.ReadAt(line, at.offset); err != nil {
-				return err
-			}
-			if err := add(key, line); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("shorten the file of records: %w", err)
-	}
-	return nil
+	return r.rewrite()
 }
 
-// replace puts a new file in the place of the old one, with the lines that
-// write adds and those of a later format.
-func (r *records) replace(write func(add func(key string, line []byte) error) error) error {
+// rewrite puts a new file in the place of the old one, with the lines that count
+// only. Where that fails, the old one stays in use.
+func (r *records) rewrite() error {
 	next := &records{live: map[string]span{}}
 	file, err := os.OpenFile(r.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return err
+		return fmt.Errorf("shorten the file of records: %w", err)
 	}
 	out := bufio.NewWriter(file)
-	add := func(key string, line []byte) error {
-		if key != "" {
-			next.live[key] = span{next.size, int64(len(line))}
-			next.bytes += int64(len(line))
+	for key, at := range r.live {
+		line := make([]byte, at.length)
+		if _, err = r.file.ReadAt(line, at.offset); err != nil {
+			break
 		}
-		next.size += int64(len(line))
-		_, err := out.Write(line)
-		return err
+		next.live[key] = span{next.size, at.length}
+		next.size += at.length
+		next.bytes += at.length
+		if _, err = out.Write(line); err != nil {
+			break
+		}
 	}
-	err = write(add)
 	for _, line := range r.later {
+		next.size += int64(len(line)) + 1
 		if err == nil {
-			err = add("", append(bytes.Clone(line), '\n'))
+			_, err = out.Write(append(bytes.Clone(line), '\n'))
 		}
 	}
 	if err = errors.Join(err, out.Flush()); err == nil {
 		err = os.Rename(r.path+".new", r.path)
 	}
 	if err != nil {
-		return errors.Join(err, file.Close(), os.Remove(r.path+".new"))
+		return errors.Join(fmt.Errorf("shorten the file of records: %w", bare(err)), file.Close(), ignoreAbsent(os.Remove(r.path+".new")))
 	}
 	old := r.file
 	r.file, r.size, r.live, r.bytes = file, next.size, next.live, next.bytes
 	return old.Close()
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func encodeRecord(rec record) ([]byte, error) {

@@ -90,6 +90,41 @@ func TestALineCutShortIsLeftOut(t *testing.T) {
 	}
 }
 
+// As on a full disk: what is there stays in use, and the next record follows it.
+func TestRecordsThatCannotBeRewrittenStay(t *testing.T) {
+	dir := t.TempDir()
+	r, _, _ := openTestRecords(t, dir)
+	for n := range 2 {
+		if err := r.save(volumeRecord(n, "1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.close()
+	inTheWay := filepath.Join(dir, recordsFile+".new")
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, all, err := openTestRecords(t, dir)
+	if err == nil || len(all) != 2 {
+		t.Errorf("got %v, %v, want both records and an error", all, err)
+	}
+	if err := r.save(volumeRecord(0, "2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.remove("v1", "/t/1"); err != nil {
+		t.Fatal(err)
+	}
+	r.close()
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	r, all, err = openTestRecords(t, dir)
+	defer r.close()
+	if err != nil || len(all) != 1 || all[0].VolumeID != "v0" || all[0].Provider != "2" {
+		t.Errorf("got %v, %v, want v0 as it was saved last", all, err)
+	}
+}
+
 func TestTheFileOfRecordsStaysShort(t *testing.T) {
 	dir := t.TempDir()
 	r, _, _ := openTestRecords(t, dir)

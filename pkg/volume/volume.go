@@ -100,8 +100,8 @@ type Info struct {
 	Blocked bool
 }
 
-// volume is a published volume. Its fields are guarded by the lock of its
-// target, and for writing by Manager.mu as well.
+// volume is a published volume. It does not change once the Manager has it: a
+// refresh puts another in its place.
 type volume struct {
 	record
 	credentials Credentials
