@@ -41,13 +41,9 @@ unit: ## unit tests, under the race detector where there is a C compiler
 # The driver under test is built with the race detector too, and ends at the
 # first race that it sees.
 .PHONY: system
-system: tools ## conformance (csi-sanity), faults, bad input and redaction, against the real binary
+system: ## conformance (csi-sanity), faults, bad input and redaction, against the real binary
 	$(if $(RACE),go build -race,$(GOBUILD)) -o bin/csi-secrets-test ./cmd/csi-secrets
-	CSI_SECRETS_BIN=$(CURDIR)/bin/csi-secrets-test GORACE=halt_on_error=1 go test $(RACE) -timeout 30m ./sanity/... ./test/...
-
-.PHONY: tools
-tools: # what whole-system tests need of the system, installed where that is possible
-	@command -v strace >/dev/null || test/install.sh strace
+	CSI_SECRETS_BIN=$(CURDIR)/bin/csi-secrets-test GORACE=halt_on_error=1 go test $(RACE) -count=1 -timeout 30m ./sanity/... ./test/...
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME each
