@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,10 +23,13 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
+	"github.com/csi-secrets/csi-secrets/pkg/cluster"
 	"github.com/csi-secrets/csi-secrets/pkg/driver"
 	"github.com/csi-secrets/csi-secrets/pkg/fetch"
 	"github.com/csi-secrets/csi-secrets/pkg/metrics"
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/rotation"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
@@ -34,11 +39,17 @@ type nodeOptions struct {
 	endpoint         string
 	nodeID           string
 	driverName       string
+	kubeconfig       string
 	classes          string
 	stateDir         string
 	registrationDir  string
 	registrationPath string
+	rotation         bool
 	interval         time.Duration
+	events           string
+	startupTaint     string
+	healthCheck      bool
+	healthInterval   time.Duration
 	healthAddr       string
 	metricsAddr      string
 	logJSON          bool
@@ -51,13 +62,14 @@ var olderNames = map[string]pflag.NormalizedName{"nodeid": "node-id", "drivernam
 func nodeCommand() *cobra.Command {
 	var o nodeOptions
 	c := &cobra.Command{
-		Use:   "node --classes DIR",
+		Use:   "node",
 		Short: "Run the driver of a node",
 		Long: `Run the driver of a node: it serves CSI on a Unix socket, mounts the secrets
 that SecretProviderClass objects name, and keeps them fresh.
 
-With --classes, classes come from the YAML files of a folder, and no Kubernetes
-API server is needed.`,
+Classes come from the API server of a cluster: the one that --kubeconfig tells
+of, or that in which the driver runs as a pod. With --classes, they come from the
+YAML files of a folder, and no API server is needed.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
@@ -74,17 +86,42 @@ API server is needed.`,
 	flags.StringVar(&o.endpoint, "endpoint", "unix:///csi/csi.sock", "Unix socket to serve CSI on")
 	flags.StringVar(&o.nodeID, "node-id", "", "name of the node (required)")
 	flags.StringVar(&o.driverName, "driver-name", driver.DefaultName, "name of the driver")
-	flags.StringVar(&o.classes, "classes", "", "folder of SecretProviderClass YAML files (required)")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file of the cluster; that in which the driver runs where empty")
+	flags.StringVar(&o.classes, "classes", "", "folder of SecretProviderClass YAML files, in place of a cluster")
 	flags.StringVar(&o.stateDir, "state-dir", "/run/csi-secrets", "folder for what a restarted driver must know; it holds no secrets")
+	flags.BoolVar(&o.rotation, "enable-secret-rotation", true, "refresh volumes at the interval; false for on changes only")
 	flags.DurationVar(&o.interval, "rotation-poll-interval", 2*time.Minute, "how often a volume is refreshed; 0 for on changes only")
 	flags.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's folder plugins_registry, to register the driver there; empty for no registration")
 	flags.StringVar(&o.registrationPath, "kubelet-registration-path", "", "path of the CSI socket as kubelet sees it; that of --endpoint where empty")
+	flags.StringVar(&o.events, "events", eventsProblems, "which events pods get: \"problems\" of refreshes, and their ends, and new files; \"all\" for every mount too; \"none\"")
+	flags.BoolVar(&o.healthCheck, "provider-health-check", false, "ask external providers for their version, and tell of those that do not answer")
+	flags.DurationVar(&o.healthInterval, "provider-health-check-interval", 2*time.Minute, "how often external providers are asked")
+	flags.StringVar(&o.startupTaint, "startup-taint", "", "key of a taint to remove from the node once kubelet has registered the driver; empty for none")
 	flags.StringVar(&o.healthAddr, "health-addr", "", "address to serve /healthz on, as in :9808; empty for none")
 	flags.StringVar(&o.metricsAddr, "metrics-addr", "", "address to serve /metrics on, as in :8095; empty for none")
 	flags.BoolVar(&o.logJSON, "log-format-json", false, "log as JSON")
 	o.providers.addFlags(flags)
 	addLogFlags(flags)
+	addFlagsOfOld(flags)
 	return c
+}
+
+// What --events can be.
+const (
+	eventsProblems = "problems"
+	eventsAll      = "all"
+	eventsNone     = "none"
+)
+
+// addFlagsOfOld adds the flags of secrets-store-csi-driver that have no meaning
+// here, so that a DaemonSet that gives them starts.
+func addFlagsOfOld(flags *pflag.FlagSet) {
+	flags.String("metrics-backend", "Prometheus", "ignored: metrics are for Prometheus")
+	flags.Bool("enable-pprof", false, "ignored: a profile of this process is nobody's business")
+	flags.String("pprof-port", "6065", "ignored")
+	for _, name := range []string{"metrics-backend", "enable-pprof", "pprof-port"} {
+		_ = flags.MarkHidden(name)
+	}
 }
 
 // addLogFlags adds klog's flags, of which only -v is shown.
@@ -100,11 +137,20 @@ func addLogFlags(flags *pflag.FlagSet) {
 }
 
 func runNode(ctx context.Context, o nodeOptions) error {
-	if o.nodeID == "" || o.classes == "" {
-		return usageError{errors.New("--node-id and --classes are required")}
+	if o.nodeID == "" {
+		return usageError{errors.New("--node-id is required")}
+	}
+	if o.classes != "" && o.kubeconfig != "" {
+		return usageError{errors.New("--classes and --kubeconfig exclude each other")}
+	}
+	if !slices.Contains([]string{eventsProblems, eventsAll, eventsNone}, o.events) {
+		return usageError{fmt.Errorf("--events is %q: it can be problems, all or none", o.events)}
 	}
 	if o.interval < 0 {
 		return usageError{errors.New("--rotation-poll-interval must not be negative")}
+	}
+	if o.healthInterval <= 0 {
+		return usageError{errors.New("--provider-health-check-interval must be positive")}
 	}
 	if err := keepMemoryPrivate(); err != nil {
 		return err
@@ -118,17 +164,23 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	// few percent of processor time that collecting garbage sooner takes.
 	debug.SetGCPercent(50)
 
-	classes, err := class.OpenFolder(o.classes)
+	surroundings, err := o.surroundings()
 	if err != nil {
 		return err
 	}
-	providers, err := o.providers.registry()
+	classes := surroundings.classes
+	providers, external, err := o.providers.registry()
 	if err != nil {
 		return err
 	}
-	schedule := rotation.New(classes, providers.Get, o.interval)
+	interval := o.interval
+	if !o.rotation {
+		interval = 0
+	}
+	schedule := rotation.New(classes, providers.Get, interval)
+	fetcher := fetch.New(providers, 0)
 	volumes, err := volume.New(volume.Config{
-		StateDir: o.stateDir, Classes: classes, Fetcher: fetch.New(providers, 0), Observer: schedule,
+		StateDir: o.stateDir, Classes: classes, Fetcher: fetcher, Observer: append(surroundings.observers, schedule),
 	})
 	if err != nil {
 		return err
@@ -140,8 +192,8 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if err := volumes.Recover(ctx); err != nil {
 		logger.Error(err, "Some volumes of an earlier driver could not be recovered")
 	}
-	counted := metrics.New(volumes.Len)
-	schedule.Recorder = counted
+	counted := metrics.New(func() []metrics.Volume { return told(volumes, schedule) })
+	schedule.Recorder, fetcher.Recorder = counted, counted
 	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes, Recorder: counted})
 	if err != nil {
 		return err
@@ -155,10 +207,40 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.Serve(ctx, listener) })
 	group.Go(func() error { schedule.Run(ctx, volumes); return nil })
+	if o.healthCheck {
+		group.Go(func() error {
+			external.CheckHealth(ctx, o.healthInterval, func(name string, err error) {
+				if changed := counted.Checked(name, err == nil); !changed {
+					return
+				}
+				if err != nil {
+					logger.Error(err, "An external provider does not answer", "provider", name)
+				} else {
+					logger.Info("An external provider answers", "provider", name)
+				}
+			})
+			return nil
+		})
+	}
+	for _, run := range surroundings.run {
+		group.Go(func() error { run(ctx); return nil })
+	}
 	if o.registrationDir != "" {
 		registration := driver.Registration{Folder: o.registrationDir, Name: o.driverName, Endpoint: o.registrationPath}
 		if registration.Endpoint == "" {
 			registration.Endpoint = listener.Addr().String()
+		}
+		if o.startupTaint != "" && surroundings.api != nil {
+			registered := make(chan struct{})
+			registration.Registered = sync.OnceFunc(func() { close(registered) })
+			group.Go(func() error {
+				select {
+				case <-registered:
+					return cluster.RemoveTaint(ctx, surroundings.api, o.nodeID, o.startupTaint)
+				case <-ctx.Done():
+					return nil
+				}
+			})
 		}
 		group.Go(func() error { return registration.Serve(ctx) })
 	}
@@ -174,6 +256,62 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		group.Go(func() error { return serveHTTP(ctx, o.metricsAddr, "/metrics", counted.Handler()) })
 	}
 	return group.Wait()
+}
+
+// told returns what metrics tell of the volumes.
+func told(volumes *volume.Manager, schedule *rotation.Scheduler) []metrics.Volume {
+	list := volumes.List()
+	all := make([]metrics.Volume, len(list))
+	for i, v := range list {
+		all[i] = metrics.Volume{Namespace: v.Pod.Namespace, Pod: v.Pod.Name, Class: v.Class.Name, Provider: v.Provider, Refreshed: v.Refreshed}
+		all[i].Due, _ = schedule.Due(v.TargetPath)
+		if v.LastError != nil {
+			all[i].ErrorType = provider.KindOf(v.LastError).String()
+		}
+	}
+	return all
+}
+
+// surroundings is what a driver has around it: a cluster, or a folder.
+type surroundings struct {
+	classes   class.Source
+	observers volume.Observers
+	run       []func(context.Context)
+	api       *kube.API // nil without a cluster
+}
+
+func (o *nodeOptions) surroundings() (surroundings, error) {
+	if o.classes != "" {
+		folder, err := class.OpenFolder(o.classes)
+		return surroundings{classes: folder}, err
+	}
+	api, err := kube.Connect(o.kubeconfig, buildVersion())
+	if errors.Is(err, kube.ErrOutside) {
+		return surroundings{}, usageError{errors.New("outside of a cluster --kubeconfig or --classes is required")}
+	}
+	if err != nil {
+		return surroundings{}, err
+	}
+	classes, err := class.NewCluster(api)
+	if err != nil {
+		return surroundings{}, err
+	}
+	statuses, err := cluster.NewStatuses(api, o.nodeID)
+	if err != nil {
+		return surroundings{}, err
+	}
+	s := surroundings{
+		classes: classes, observers: volume.Observers{statuses}, run: []func(context.Context){classes.Run, statuses.Run}, api: api,
+	}
+	if o.events != eventsNone {
+		events, err := cluster.NewEvents(api, o.driverName, o.nodeID)
+		if err != nil {
+			return surroundings{}, err
+		}
+		events.Mounts = o.events == eventsAll
+		s.observers, s.run = append(s.observers, events), append(s.run, events.Run)
+	}
+	return s, nil
 }
 
 func verbosity() int {

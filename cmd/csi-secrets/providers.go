@@ -28,12 +28,12 @@ func (o *providerOptions) addFlags(flags *pflag.FlagSet) {
 
 // registry returns the providers that are built in, with the external ones
 // behind them.
-func (o *providerOptions) registry() (*provider.Registry, error) {
+func (o *providerOptions) registry() (*provider.Registry, *plugin.Finder, error) {
 	external, err := plugin.New(plugin.Config{
 		Folders: append(slices.Clone(o.moreFolders), o.folder), MaxMessageBytes: o.maxMessageBytes, Writers: o.writers,
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return provider.NewRegistry(map[string]provider.Provider{"local": local.New()}, external.Get), nil
+	return provider.NewRegistry(map[string]provider.Provider{"local": local.New()}, external.Get), external, nil
 }

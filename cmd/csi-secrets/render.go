@@ -43,7 +43,7 @@ The exit status is 0 where every class could be fetched, 1 where one could not,
 and 2 for a command line or a file that cannot be read.`,
 		Example: "  csi-secrets render -f class.yaml\n  csi-secrets render -f classes/ --name db --namespace shop --show-values",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			registry, err := providers.registry()
+			registry, _, err := providers.registry()
 			if err != nil {
 				return err
 			}

@@ -25,6 +25,9 @@ type Registration struct {
 	Name string
 	// Endpoint is the path of the driver's socket as kubelet sees it.
 	Endpoint string
+	// Registered is called whenever kubelet has registered the driver, and must
+	// return at once; it may be nil.
+	Registered func()
 }
 
 // Serve answers kubelet until ctx ends. It fails where kubelet refuses the
@@ -70,6 +73,9 @@ func (r *registrar) GetInfo(context.Context, *registration.InfoRequest) (*regist
 func (r *registrar) NotifyRegistrationStatus(ctx context.Context, s *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
 	if s.GetPluginRegistered() {
 		klog.FromContext(ctx).Info("Registered with kubelet", "driver", r.Name)
+		if r.Registration.Registered != nil {
+			r.Registration.Registered()
+		}
 		return &registration.RegistrationStatusResponse{}, nil
 	}
 	select {

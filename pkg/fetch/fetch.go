@@ -15,8 +15,17 @@ import (
 // a publish, so that kubelet gets to hear which store did not answer.
 const DefaultTimeout = 110 * time.Second
 
+// Recorder counts answers of providers. An errorType is empty for one that
+// brought files.
+type Recorder interface {
+	Fetched(provider, errorType string, took time.Duration)
+}
+
 // Fetcher fetches sets of files from providers. It is safe for concurrent use.
 type Fetcher struct {
+	// Recorder may be nil; it is set before use.
+	Recorder Recorder
+
 	providers *provider.Registry
 	timeout   time.Duration
 }
@@ -43,7 +52,9 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	}
 	limited, cancel := f.limit(ctx)
 	defer cancel()
+	began := time.Now()
 	result, err := p.Fetch(limited, req)
+	f.record(name, err, time.Since(began))
 	if err != nil {
 		if ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
@@ -61,6 +72,17 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 		return provider.Result{}, answer(name, err)
 	}
 	return result, nil
+}
+
+func (f *Fetcher) record(name string, err error, took time.Duration) {
+	if f.Recorder == nil {
+		return
+	}
+	errorType := ""
+	if err != nil {
+		errorType = provider.KindOf(err).String()
+	}
+	f.Recorder.Fetched(name, errorType, took)
 }
 
 // limit ends a fetch a little before its caller gives up, so that the caller

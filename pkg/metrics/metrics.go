@@ -4,6 +4,7 @@ package metrics
 
 import (
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,44 +12,115 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
+// definition is a metric, as docs/metrics.md shows it. Help is a sentence.
+type definition struct {
+	name, kind, help string
+	labels           []string
+	buckets          []float64 // of a histogram, in seconds
+	// upstream says that secrets-store-csi-driver has it, with the constant label
+	// os_type.
+	upstream bool
+}
+
+const (
+	counter   = "counter"
+	gauge     = "gauge"
+	histogram = "histogram"
+)
+
+// fromMilliseconds are the buckets of what a store in the process, or one on the
+// other side of the world, may take.
+var fromMilliseconds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120}
+
+// ofVolume are the labels of what is told of every volume.
+var ofVolume = []string{"namespace", "pod", "secret_provider_class", "provider"}
+
+var (
+	published       = definition{name: "node_publish_total", kind: counter, labels: []string{"provider"}, upstream: true, help: "Successful publishes of a volume, kubelet's repetitions included."}
+	publishErrors   = definition{name: "node_publish_error_total", kind: counter, labels: []string{"provider", "error_type"}, upstream: true, help: "Failed publishes of a volume. The provider is empty where the class could not be had."}
+	unpublished     = definition{name: "node_unpublish_total", kind: counter, upstream: true, help: "Successful unpublishes of a volume."}
+	unpublishErrors = definition{name: "node_unpublish_error_total", kind: counter, upstream: true, help: "Failed unpublishes of a volume."}
+	refreshed       = definition{name: "rotation_reconcile_total", kind: counter, labels: []string{"provider", "rotated"}, upstream: true, help: "Successful refreshes of a volume. Rotated tells whether its files changed."}
+	refreshErrors   = definition{name: "rotation_reconcile_error_total", kind: counter, labels: []string{"provider", "error_type", "rotated"}, upstream: true, help: "Failed refreshes of a volume, which keeps its files."}
+	refreshDuration = definition{name: "rotation_reconcile_duration_sec", kind: histogram, buckets: fromMilliseconds, upstream: true, help: "How long a refresh of a volume took, in seconds."}
+	fetchDuration   = definition{name: "csi_secrets_provider_request_duration_seconds", kind: histogram, labels: []string{"provider", "error_type"}, buckets: fromMilliseconds, help: "How long a provider took to answer for one volume, in seconds. The error_type is empty where it brought the files."}
+	healthy         = definition{name: "csi_secrets_provider_healthy", kind: gauge, labels: []string{"provider"}, help: "1 where an external provider answered the last health check, 0 where it did not. It takes --provider-health-check."}
+	volumes         = definition{name: "csi_secrets_volumes", kind: gauge, help: "Volumes that are published on the node."}
+	age             = definition{name: "csi_secrets_volume_age_seconds", kind: gauge, labels: ofVolume, help: "How long ago the files that a pod has mounted were last known to be current, in seconds."}
+	untilRefresh    = definition{name: "csi_secrets_volume_next_refresh_seconds", kind: gauge, labels: ofVolume, help: "How long it is until the next refresh of a pod's files is due, in seconds. It is missing where none is planned."}
+	failing         = definition{name: "csi_secrets_volume_refresh_failing", kind: gauge, labels: append(ofVolume[:len(ofVolume):len(ofVolume)], "error_type"), help: "1 where the last refresh of a pod's files failed. It is missing where it did not."}
+)
+
+// definitions are all metrics, in the order of the manual.
+var definitions = []definition{
+	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, refreshDuration,
+	fetchDuration, healthy, volumes, age, untilRefresh, failing,
+}
+
+func (d definition) constant() prometheus.Labels {
+	if d.upstream {
+		return prometheus.Labels{"os_type": "linux"}
+	}
+	return nil
+}
+
+func (d definition) counters() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: d.name, Help: d.help, ConstLabels: d.constant()}, d.labels)
+}
+
+func (d definition) histograms() *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: d.name, Help: d.help, ConstLabels: d.constant(), Buckets: d.buckets}, d.labels)
+}
+
+func (d definition) desc() *prometheus.Desc {
+	return prometheus.NewDesc(d.name, d.help, d.labels, d.constant())
+}
+
+// Volume is what is told of one published volume.
+type Volume struct {
+	Namespace, Pod, Class, Provider string
+	// Refreshed is when its files were last known to be current.
+	Refreshed time.Time
+	// Due is when it is refreshed next, zero for never.
+	Due time.Time
+	// ErrorType is why the last refresh failed, empty where it did not.
+	ErrorType string
+}
+
 // Metrics holds the counters of one driver. It is safe for concurrent use.
 type Metrics struct {
 	registry *prometheus.Registry
 
-	published, publishErrors     *prometheus.CounterVec
-	unpublished, unpublishErrors prometheus.Counter
-	refreshed, refreshErrors     *prometheus.CounterVec
-	refreshDuration              prometheus.Histogram
+	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors *prometheus.CounterVec
+	refreshDuration, fetchDuration                                                   *prometheus.HistogramVec
+	healthy                                                                          *prometheus.GaugeVec
+
+	mu      sync.Mutex
+	answers map[string]bool // by provider
 }
 
-// osType is the constant label that secrets-store-csi-driver has.
-var osType = prometheus.Labels{"os_type": "linux"}
-
-// New returns Metrics in which everything is zero. volumes tells how many
-// volumes are published.
-func New(volumes func() int) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry()}
-	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: osType}, labels)
-		m.registry.MustRegister(c)
-		return c
+// New returns Metrics in which everything is zero. list tells of the volumes
+// that are published, whenever the metrics are asked for.
+func New(list func() []Volume) *Metrics {
+	m := &Metrics{
+		registry:  prometheus.NewRegistry(),
+		published: published.counters(), publishErrors: publishErrors.counters(),
+		unpublished: unpublished.counters(), unpublishErrors: unpublishErrors.counters(),
+		refreshed: refreshed.counters(), refreshErrors: refreshErrors.counters(),
+		refreshDuration: refreshDuration.histograms(), fetchDuration: fetchDuration.histograms(),
+		healthy: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: healthy.name, Help: healthy.help}, healthy.labels),
+		answers: map[string]bool{},
 	}
-	m.published = vec("node_publish_total", "Successful publishes of a volume, kubelet's repetitions included.", "provider")
-	m.publishErrors = vec("node_publish_error_total", "Failed publishes of a volume.", "provider", "error_type")
-	m.unpublished = vec("node_unpublish_total", "Successful unpublishes of a volume.").WithLabelValues()
-	m.unpublishErrors = vec("node_unpublish_error_total", "Failed unpublishes of a volume.").WithLabelValues()
-	m.refreshed = vec("rotation_reconcile_total", "Successful refreshes of a volume; rotated tells whether its files changed.", "provider", "rotated")
-	m.refreshErrors = vec("rotation_reconcile_error_total", "Failed refreshes of a volume.", "provider", "error_type", "rotated")
-	m.refreshDuration = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "rotation_reconcile_duration_sec", Help: "How long a refresh of a volume took, in seconds.", ConstLabels: osType,
-		Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120},
-	})
 	m.registry.MustRegister(
-		m.refreshDuration,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "csi_secrets_volumes", Help: "Volumes that are published on the node."}, func() float64 { return float64(volumes()) }),
+		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.refreshDuration, m.fetchDuration, m.healthy,
+		volumeCollector(list),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	// These have no labels, and are there from the start.
+	m.unpublished.WithLabelValues()
+	m.unpublishErrors.WithLabelValues()
+	m.refreshDuration.WithLabelValues()
 	return m
 }
 
@@ -69,16 +141,16 @@ func (m *Metrics) Published(provider, errorType string) {
 // Unpublished counts an unpublish. errorType is "" for one that succeeded.
 func (m *Metrics) Unpublished(errorType string) {
 	if errorType == "" {
-		m.unpublished.Inc()
+		m.unpublished.WithLabelValues().Inc()
 		return
 	}
-	m.unpublishErrors.Inc()
+	m.unpublishErrors.WithLabelValues().Inc()
 }
 
 // Refreshed counts a refresh that took so long. errorType is "" for one that
 // succeeded, and changed tells whether the files are others then.
 func (m *Metrics) Refreshed(provider, errorType string, changed bool, took time.Duration) {
-	m.refreshDuration.Observe(took.Seconds())
+	m.refreshDuration.WithLabelValues().Observe(took.Seconds())
 	rotated := "false"
 	if changed {
 		rotated = "true"
@@ -88,4 +160,64 @@ func (m *Metrics) Refreshed(provider, errorType string, changed bool, took time.
 		return
 	}
 	m.refreshErrors.WithLabelValues(provider, errorType, rotated).Inc()
+}
+
+// Fetched counts an answer of a provider that took so long. errorType is "" for
+// one that brought files.
+func (m *Metrics) Fetched(provider, errorType string, took time.Duration) {
+	m.fetchDuration.WithLabelValues(provider, errorType).Observe(took.Seconds())
+}
+
+// Checked notes whether an external provider answered a health check, and
+// returns whether that is new.
+func (m *Metrics) Checked(provider string, answers bool) (changed bool) {
+	value := 0.0
+	if answers {
+		value = 1
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before, known := m.answers[provider]
+	m.answers[provider] = answers
+	m.healthy.WithLabelValues(provider).Set(value)
+	return !known || before != answers
+}
+
+// volumeCollector tells of volumes as they are when it is asked.
+type volumeCollector func() []Volume
+
+var (
+	volumesDesc      = volumes.desc()
+	ageDesc          = age.desc()
+	untilRefreshDesc = untilRefresh.desc()
+	failingDesc      = failing.desc()
+)
+
+// Describe implements prometheus.Collector.
+func (volumeCollector) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{volumesDesc, ageDesc, untilRefreshDesc, failingDesc} {
+		c <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (list volumeCollector) Collect(c chan<- prometheus.Metric) {
+	now := time.Now()
+	all := list()
+	c <- prometheus.MustNewConstMetric(volumesDesc, prometheus.GaugeValue, float64(len(all)))
+	told := map[[4]string]bool{}
+	for _, v := range all {
+		labels := [4]string{v.Namespace, v.Pod, v.Class, v.Provider}
+		if told[labels] {
+			continue // the pod mounts the class twice: its first volume speaks for both
+		}
+		told[labels] = true
+		c <- prometheus.MustNewConstMetric(ageDesc, prometheus.GaugeValue, now.Sub(v.Refreshed).Seconds(), labels[:]...)
+		if !v.Due.IsZero() {
+			c <- prometheus.MustNewConstMetric(untilRefreshDesc, prometheus.GaugeValue, max(0, v.Due.Sub(now).Seconds()), labels[:]...)
+		}
+		if v.ErrorType != "" {
+			c <- prometheus.MustNewConstMetric(failingDesc, prometheus.GaugeValue, 1, append(labels[:], v.ErrorType)...)
+		}
+	}
 }

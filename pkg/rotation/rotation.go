@@ -28,6 +28,8 @@ const (
 	// watchRetry is the wait before a source that could not be watched is tried
 	// again.
 	watchRetry = 30 * time.Second
+	// never is the wait for what is not planned.
+	never = time.Duration(1 << 62)
 	// catchUp is when volumes are refreshed after a watch of their source began:
 	// it may have changed between their fetch and that.
 	catchUp = time.Second
@@ -107,6 +109,9 @@ func (s *Scheduler) Published(v volume.Info) {
 	}
 }
 
+// Refreshed implements volume.Observer: the Scheduler knows of its own refreshes.
+func (s *Scheduler) Refreshed(volume.Info, bool) {}
+
 // Unpublished implements volume.Observer.
 func (s *Scheduler) Unpublished(v volume.Info) {
 	s.mu.Lock()
@@ -125,6 +130,18 @@ func (s *Scheduler) Unpublished(v volume.Info) {
 		delete(s.classOf, e.class)
 		s.unwatch(e.class)
 	}
+}
+
+// Due returns when the volume at target is refreshed next, and false where that
+// is not planned, or is being done.
+func (s *Scheduler) Due(target string) (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.volumes[target]
+	if e == nil || e.running || time.Until(e.due) >= never/2 {
+		return time.Time{}, false
+	}
+	return e.due, true
 }
 
 // Run refreshes volumes that are due until ctx ends, and returns when nothing
@@ -231,7 +248,7 @@ func (s *Scheduler) take() (e *entry, wait time.Duration) {
 // next is when a volume is due that was fetched just now. Callers hold s.mu.
 func (s *Scheduler) next(validUntil time.Time) time.Time {
 	now := time.Now()
-	due := now.Add(1 << 62) // never
+	due := now.Add(never)
 	if s.interval > 0 {
 		due = now.Add(jitter(s.interval))
 	}

@@ -54,7 +54,7 @@ func New(c Config) (*Manager, error) {
 		return nil, errors.New("a volume manager needs a state folder, a source of classes and a fetcher")
 	}
 	if c.Observer == nil {
-		c.Observer = noObserver{}
+		c.Observer = Observers(nil)
 	}
 	if c.Mounter == nil {
 		c.Mounter = &mount.Mounter{} // mount.New would fork umount(8) to try it
@@ -210,6 +210,7 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 	}
 	next.lastError = err
 	m.replace(&next)
+	m.observer.Refreshed(next.info(), changed)
 	return Refreshed{next.Provider, changed, next.validUntil}, err
 }
 
@@ -222,6 +223,9 @@ func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err err
 	changed, err = m.fill(ctx, t, v)
 	if err != nil {
 		return changed, err
+	}
+	if changed {
+		v.Changed = v.Refreshed
 	}
 	return changed, m.records.save(v.record)
 }

@@ -38,6 +38,7 @@ type record struct {
 	// refresh needs them again.
 	Credentials bool      `json:"credentials,omitempty"`
 	Published   time.Time `json:"published,omitzero"`
+	Changed     time.Time `json:"changed,omitzero"`
 	Refreshed   time.Time `json:"refreshed,omitzero"`
 }
 

@@ -91,7 +91,8 @@ type Info struct {
 	Pod        provider.Pod
 	Objects    []provider.ObjectVersion
 	Published  time.Time
-	Refreshed  time.Time // when the files were last known to be current
+	Changed    time.Time // when the files became others than before
+	Refreshed  time.Time // when they were last known to be current
 	ValidUntil time.Time // zero where the provider gave no bound
 	// LastError is why the last refresh failed, nil where it did not.
 	LastError error
@@ -112,7 +113,7 @@ type volume struct {
 func (v *volume) info() Info {
 	return Info{
 		VolumeID: v.VolumeID, TargetPath: v.TargetPath, Class: v.Class, Provider: v.Provider, Pod: v.Pod, Objects: v.Objects,
-		Published: v.Published, Refreshed: v.Refreshed, ValidUntil: v.validUntil, LastError: v.lastError, Blocked: v.blocked(),
+		Published: v.Published, Changed: v.Changed, Refreshed: v.Refreshed, ValidUntil: v.validUntil, LastError: v.lastError, Blocked: v.blocked(),
 	}
 }
 
@@ -168,7 +169,7 @@ func newVolume(req Request, now time.Time) *volume {
 		record: record{
 			VolumeID: req.VolumeID, TargetPath: req.TargetPath, Class: req.Class, Pod: req.Pod,
 			Attributes: maps.Clone(req.Attributes), FSGroup: req.FSGroup, Credentials: !req.Credentials.empty(),
-			Published: now, Refreshed: now,
+			Published: now, Changed: now, Refreshed: now,
 		},
 		credentials: req.Credentials,
 	}
@@ -218,14 +219,36 @@ type Observer interface {
 	// Published: a volume was published, found again after a restart, or
 	// published once more with new credentials.
 	Published(Info)
+	// Refreshed: a refresh has ended; Info.LastError tells whether it failed.
+	// Where changed is set, the files are others than before.
+	Refreshed(v Info, changed bool)
 	// Unpublished: the volume at that target is gone.
 	Unpublished(Info)
 }
 
-type noObserver struct{}
+// Observers tells each of them, in their order.
+type Observers []Observer
 
-func (noObserver) Published(Info)   {}
-func (noObserver) Unpublished(Info) {}
+// Published implements Observer.
+func (all Observers) Published(v Info) {
+	for _, o := range all {
+		o.Published(v)
+	}
+}
+
+// Refreshed implements Observer.
+func (all Observers) Refreshed(v Info, changed bool) {
+	for _, o := range all {
+		o.Refreshed(v, changed)
+	}
+}
+
+// Unpublished implements Observer.
+func (all Observers) Unpublished(v Info) {
+	for _, o := range all {
+		o.Unpublished(v)
+	}
+}
 
 // Fetcher brings the files of a class, checked.
 type Fetcher interface {

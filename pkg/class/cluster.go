@@ -1,0 +1,231 @@
+package class
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/csi-secrets/csi-secrets/internal/kube"
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+)
+
+// How long Get waits for what the API server may be about to tell. A class that
+// was created just before its pod is there within milliseconds.
+const (
+	newcomer = time.Second
+	firstAll = 30 * time.Second
+)
+
+// Cluster is a Source of the classes of a Kubernetes cluster. It follows all of
+// them by one watch and keeps them in memory, so that a publish asks nothing of
+// the API server and goes on while that is away. A Cluster is safe for
+// concurrent use.
+type Cluster struct {
+	client rest.Interface
+
+	mu       sync.RWMutex
+	classes  map[Ref]*SecretProviderClass
+	synced   bool          // classes are those of the API server, or were
+	failure  error         // why they could not be had last
+	news     chan struct{} // closed when a class appeared or synced was set
+	listener func(Ref)     // of Watch
+}
+
+var _ Source = (*Cluster)(nil)
+
+// NewCluster returns a Cluster that knows no class before Run.
+func NewCluster(api *kube.API) (*Cluster, error) {
+	client, err := api.Client(GroupVersion, AddTypes)
+	if err != nil {
+		return nil, err
+	}
+	return &Cluster{client: client, classes: map[Ref]*SecretProviderClass{}, news: make(chan struct{})}, nil
+}
+
+// Run follows the classes until ctx ends. It is called once.
+func (c *Cluster) Run(ctx context.Context) {
+	kube.Watched{
+		Client: c.client, Resource: "secretproviderclasses",
+		Object: &SecretProviderClass{}, List: func() runtime.Object { return &SecretProviderClassList{} },
+		Failed: func(err error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.failure = err
+		},
+	}.Follow(ctx, clusterStore{c})
+}
+
+// Get returns a class from memory. It waits a little for one that is not there
+// yet, and longer for the first answer of the API server.
+func (c *Cluster) Get(ctx context.Context, ref Ref) (*SecretProviderClass, error) {
+	began := time.Now()
+	for {
+		c.mu.RLock()
+		found, synced, failure, news := c.classes[ref], c.synced, c.failure, c.news
+		c.mu.RUnlock()
+		if found != nil {
+			if err := found.Mountable(); err != nil {
+				return nil, err
+			}
+			return found, nil
+		}
+		patience := newcomer
+		if !synced {
+			patience = firstAll
+		}
+		timer := time.NewTimer(patience - time.Since(began))
+		select {
+		case <-news:
+			timer.Stop()
+			continue
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		if !synced {
+			return nil, unknown(ref, failure)
+		}
+		return nil, &provider.Error{Kind: provider.NotFound,
+			Err:    fmt.Errorf("failed to get secretproviderclass %s, error: secretproviderclasses.%s %q not found", ref, Group, ref.Name),
+			Remedy: fmt.Sprintf("create the %s %q in the namespace %q of the pod, or correct secretProviderClass in the pod's volume", Kind, ref.Name, ref.Namespace)}
+	}
+}
+
+func unknown(ref Ref, failure error) error {
+	if failure == nil {
+		failure = fmt.Errorf("it does not answer")
+	}
+	return &provider.Error{Kind: provider.Unavailable,
+		Err:    fmt.Errorf("failed to get secretproviderclass %s, error: this driver has had no classes from the API server since it started: %w", ref, failure),
+		Remedy: "kubelet tries again; if this lasts, look at the driver's access to the API server and at the installed CustomResourceDefinitions"}
+}
+
+// Watch calls changed for each class that appears, changes or goes, until ctx
+// ends. It is called once, and returns nil.
+func (c *Cluster) Watch(ctx context.Context, changed func(Ref)) error {
+	refs := make(chan struct{}, 1)
+	var mu sync.Mutex
+	pending := map[Ref]bool{}
+	c.mu.Lock()
+	c.listener = func(ref Ref) {
+		mu.Lock()
+		pending[ref] = true
+		mu.Unlock()
+		select {
+		case refs <- struct{}{}:
+		default:
+		}
+	}
+	c.mu.Unlock()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-refs:
+		}
+		mu.Lock()
+		due := pending
+		pending = map[Ref]bool{}
+		mu.Unlock()
+		for ref := range due {
+			changed(ref)
+		}
+	}
+}
+
+// set makes next the class of that name, nil for none. Callers hold c.mu.
+func (c *Cluster) set(ref Ref, next *SecretProviderClass) {
+	before := c.classes[ref]
+	if next == nil {
+		delete(c.classes, ref)
+	} else {
+		c.classes[ref] = next
+	}
+	switch {
+	case before == nil && next != nil:
+		close(c.news)
+		c.news = make(chan struct{})
+	case before == nil || next != nil && reflect.DeepEqual(before.Spec, next.Spec):
+		return
+	}
+	if c.listener != nil {
+		c.listener(ref)
+	}
+}
+
+// clusterStore is what the watch writes to.
+type clusterStore struct{ *Cluster }
+
+var _ cache.ReflectorStore = clusterStore{}
+
+// lean keeps of a class what the driver needs.
+func lean(obj any) (Ref, *SecretProviderClass, error) {
+	c, ok := obj.(*SecretProviderClass)
+	if !ok {
+		return Ref{}, nil, fmt.Errorf("the API server sent a %T for a %s", obj, Kind)
+	}
+	kept := &SecretProviderClass{Spec: c.Spec}
+	kept.Namespace, kept.Name, kept.UID, kept.ResourceVersion, kept.Generation = c.Namespace, c.Name, c.UID, c.ResourceVersion, c.Generation
+	return c.Ref(), kept, nil
+}
+
+func (s clusterStore) Add(obj any) error { return s.Update(obj) }
+
+func (s clusterStore) Update(obj any) error {
+	ref, c, err := lean(obj)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set(ref, c)
+	return nil
+}
+
+func (s clusterStore) Delete(obj any) error {
+	ref, _, err := lean(obj)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set(ref, nil)
+	return nil
+}
+
+// Replace takes over what a list has brought.
+func (s clusterStore) Replace(list []any, _ string) error {
+	now := make(map[Ref]*SecretProviderClass, len(list))
+	for _, obj := range list {
+		ref, c, err := lean(obj)
+		if err != nil {
+			return err
+		}
+		now[ref] = c
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ref := range s.classes {
+		if now[ref] == nil {
+			s.set(ref, nil)
+		}
+	}
+	for ref, c := range now {
+		s.set(ref, c)
+	}
+	if !s.synced {
+		s.synced = true
+		close(s.news)
+		s.news = make(chan struct{})
+	}
+	s.failure = nil
+	return nil
+}
+
+func (clusterStore) Resync() error { return nil }

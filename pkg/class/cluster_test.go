@@ -1,0 +1,156 @@
+package class
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+)
+
+// newTestCluster returns a Cluster whose watch is the test.
+func newTestCluster() (*Cluster, clusterStore) {
+	c := &Cluster{classes: map[Ref]*SecretProviderClass{}, news: make(chan struct{})}
+	return c, clusterStore{c}
+}
+
+// object is a class as an API server sends it.
+func object(namespace, name, path string) *SecretProviderClass {
+	return &SecretProviderClass{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: name, UID: "u",
+			Annotations:   map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "long"},
+			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubectl"}},
+		},
+		Spec: Spec{Provider: "local", Parameters: map[string]string{"path": path}},
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAClassOfTheClusterIsFound(t *testing.T) {
+	c, store := newTestCluster()
+	must(t, store.Replace([]any{object("shop", "db", "/a"), object("other", "db", "/b")}, "1"))
+	got, err := c.Get(t.Context(), Ref{"shop", "db"})
+	if err != nil || got.Spec.Parameters["path"] != "/a" {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	if got.Annotations != nil || got.ManagedFields != nil {
+		t.Error("what the driver does not need stays in memory")
+	}
+	must(t, store.Update(object("shop", "db", "/c")))
+	if got, err := c.Get(t.Context(), Ref{"shop", "db"}); err != nil || got.Spec.Parameters["path"] != "/c" {
+		t.Errorf("after a change: %v, %v", got, err)
+	}
+	incomplete := object("shop", "half", "/a")
+	incomplete.Spec.Provider = ""
+	must(t, store.Add(incomplete))
+	if _, err := c.Get(t.Context(), Ref{"shop", "half"}); provider.KindOf(err) != provider.Invalid || !strings.Contains(err.Error(), "provider not set in shop/half") {
+		t.Errorf("of a class without a provider: %v", err)
+	}
+}
+
+// A class that is created together with its pod may be told a moment later.
+func TestAClassThatComesLateIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, store := newTestCluster()
+		must(t, store.Replace(nil, "1"))
+		go func() {
+			time.Sleep(newcomer / 4)
+			_ = store.Add(object("shop", "another", "/a"))
+			time.Sleep(newcomer / 4)
+			_ = store.Add(object("shop", "db", "/a"))
+		}()
+		began := time.Now()
+		if _, err := c.Get(t.Context(), Ref{"shop", "db"}); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took != newcomer/2 {
+			t.Errorf("it took %v", took)
+		}
+		_, err := c.Get(t.Context(), Ref{"shop", "absent"})
+		if provider.KindOf(err) != provider.NotFound || !strings.Contains(err.Error(), `failed to get secretproviderclass shop/absent, error: secretproviderclasses.secrets-store.csi.x-k8s.io "absent" not found`) {
+			t.Errorf("of a class that does not exist: %v", err)
+		}
+	})
+}
+
+// Before the first answer of the API server nothing is said to be missing.
+func TestWithoutAnAnswerNoClassIsMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, store := newTestCluster()
+		c.failure = errors.New("connection refused")
+		_, err := c.Get(t.Context(), Ref{"shop", "db"})
+		if provider.KindOf(err) != provider.Unavailable || !strings.Contains(err.Error(), "connection refused") {
+			t.Errorf("got %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		if _, err := c.Get(ctx, Ref{"shop", "db"}); provider.KindOf(err) != provider.Unavailable || time.Since(began) != time.Second {
+			t.Errorf("got %v after %v", err, time.Since(began))
+		}
+		go func() {
+			time.Sleep(time.Second)
+			_ = store.Replace([]any{object("shop", "db", "/a")}, "1")
+		}()
+		if _, err := c.Get(t.Context(), Ref{"shop", "db"}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestWatchersHearOfChangesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, store := newTestCluster()
+		var mu sync.Mutex
+		var heard []string
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- c.Watch(ctx, func(ref Ref) {
+				mu.Lock()
+				defer mu.Unlock()
+				heard = append(heard, ref.String())
+			})
+		}()
+		synctest.Wait()
+		expect := func(what string, want ...string) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			slices.Sort(heard)
+			if !slices.Equal(heard, want) {
+				t.Errorf("%s: heard of %q, want %q", what, heard, want)
+			}
+			heard = nil
+		}
+		must(t, store.Replace([]any{object("a", "x", "/1"), object("a", "y", "/1")}, "1"))
+		expect("the first list", "a/x", "a/y")
+		must(t, store.Update(object("a", "x", "/1")))
+		expect("an update of something else")
+		must(t, store.Update(object("a", "x", "/2")))
+		expect("a change", "a/x")
+		must(t, store.Replace([]any{object("a", "x", "/2"), object("a", "z", "/1")}, "2"))
+		expect("a list after a lost watch", "a/y", "a/z")
+		must(t, store.Delete(object("a", "z", "/1")))
+		expect("a deletion", "a/z")
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
