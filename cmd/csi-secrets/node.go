@@ -179,8 +179,9 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	}
 	schedule := rotation.New(classes, providers.Get, interval)
 	fetcher := fetch.New(providers, 0)
+	var used activity
 	volumes, err := volume.New(volume.Config{
-		StateDir: o.stateDir, Classes: classes, Fetcher: fetcher, Observer: append(surroundings.observers, schedule),
+		StateDir: o.stateDir, Classes: classes, Fetcher: fetcher, Observer: append(surroundings.observers, schedule, &used),
 	})
 	if err != nil {
 		return err
@@ -204,7 +205,11 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	}
 	logger.Info("Serving", "version", buildVersion(), "driver", o.driverName, "node", o.nodeID, "endpoint", o.endpoint, "volumes", volumes.Len())
 
+	if err := giveBackStartup(); err != nil {
+		logger.V(2).Info("What only the start needed stays resident", "reason", err.Error())
+	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { used.giveBack(ctx); return nil })
 	group.Go(func() error { return d.Serve(ctx, listener) })
 	group.Go(func() error { schedule.Run(ctx, volumes); return nil })
 	if o.healthCheck {
