@@ -44,7 +44,6 @@ type Events struct {
 
 	broadcaster record.EventBroadcaster
 	recorder    record.EventRecorder
-	sink        record.EventSink
 
 	mu       sync.Mutex
 	mounted  map[string]struct{} // targets of which a publish was told
@@ -60,24 +59,23 @@ type failing struct {
 
 var _ volume.Observer = (*Events)(nil)
 
-// NewEvents returns Events, of the driver of that name on a node, that send
-// nothing before Run.
+// NewEvents returns Events of the driver of that name on a node.
 func NewEvents(api *kube.API, driver, node string) (*Events, error) {
 	client, err := api.Client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) { s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Event{}) })
 	if err != nil {
 		return nil, err
 	}
 	broadcaster := record.NewBroadcaster()
+	broadcaster.StartRecordingToSink(eventSink{client}) // what is sent before that would be lost
 	return &Events{
-		broadcaster: broadcaster, sink: eventSink{client},
-		recorder: broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: driver, Host: node}),
-		mounted:  map[string]struct{}{}, failures: map[string]failing{},
+		broadcaster: broadcaster,
+		recorder:    broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: driver, Host: node}),
+		mounted:     map[string]struct{}{}, failures: map[string]failing{},
 	}, nil
 }
 
-// Run sends events until ctx ends. Those of before are sent too.
+// Run returns when ctx ends, after which nothing is sent.
 func (e *Events) Run(ctx context.Context) {
-	e.broadcaster.StartRecordingToSink(e.sink)
 	<-ctx.Done()
 	e.broadcaster.Shutdown()
 }
