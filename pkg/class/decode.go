@@ -25,9 +25,6 @@ const DefaultNamespace = "default"
 // multiply a small file into a large one.
 const maxNodes = 1 << 17
 
-// maxTraced bounds the text in which the line of a syntax error is looked for.
-const maxTraced = 256 << 10
-
 // The fields that the API server keeps.
 var (
 	rootFields     = []string{"apiVersion", "kind", "metadata", "spec", "status"}
@@ -104,55 +101,8 @@ func Decode(file string, data []byte) ([]*Document, []Problem) {
 
 // syntaxProblem tells where and why data is not YAML.
 func syntaxProblem(file string, data []byte, err error) Problem {
-	line, what := traceSyntaxError(data, err)
-	p := Problem{File: file, Line: line, What: "it is not YAML: " + what, Remedy: "correct the line, or one of those just above it"}
-	if lines := bytes.SplitN(data, []byte("\n"), line+1); line > 0 && line <= len(lines) {
-		text := lines[line-1]
-		if indent := text[:len(text)-len(bytes.TrimLeft(text, " \t"))]; bytes.ContainsRune(indent, '\t') {
-			p.Remedy = "indent with spaces, not with tabs"
-		}
-	}
-	return p
-}
-
-// traceSyntaxError finds the line of a syntax error: the first one with which
-// the text, cut off behind it, is wrong in the same way. The parser itself
-// often names only the line where the surrounding map begins.
-func traceSyntaxError(data []byte, err error) (line int, what string) {
-	line, what = provider.SplitYAMLError(err)
-	if len(data) > maxTraced {
-		return line, what
-	}
-	ends := []int{0}
-	for i, b := range data {
-		if b == '\n' {
-			ends = append(ends, i+1)
-		}
-	}
-	if ends[len(ends)-1] != len(data) {
-		ends = append(ends, len(data))
-	}
-	right, wrong := 0, len(ends)-1
-	for wrong-right > 1 {
-		middle := (right + wrong) / 2
-		if _, same := provider.SplitYAMLError(syntaxError(data[:ends[middle]])); same == what {
-			wrong = middle
-		} else {
-			right = middle
-		}
-	}
-	return wrong, what
-}
-
-// syntaxError returns the first syntax error of text, or io.EOF.
-func syntaxError(text []byte) error {
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	for {
-		var root yaml.Node
-		if err := decoder.Decode(&root); err != nil {
-			return err
-		}
-	}
+	line, what, remedy := provider.ExplainYAML(data, err)
+	return Problem{File: file, Line: line, What: "it is not YAML: " + what, Remedy: remedy}
 }
 
 // read reads one YAML document, or one entry of a list of objects.

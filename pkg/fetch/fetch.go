@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
@@ -59,7 +60,10 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 		if ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		return provider.Result{}, fmt.Errorf("provider %q: %w", name, err)
+		if whose := fmt.Sprintf("provider %q", name); !strings.HasPrefix(err.Error(), whose) {
+			err = fmt.Errorf("%s: %w", whose, err)
+		}
+		return provider.Result{}, err
 	}
 	if result.NotModified {
 		if len(req.Mounted) == 0 {

@@ -174,11 +174,11 @@ func (p *Params) parse(key, text string, offset int) (*yaml.Node, bool) {
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
-		line, what := SplitYAMLError(err)
+		line, what, remedy := ExplainYAML([]byte(text), err)
 		if line > 0 {
 			line += offset
 		}
-		p.Report(Problem{Key: key, Line: line, What: "it is not YAML: " + what})
+		p.Report(Problem{Key: key, Line: line, What: "it is not YAML: " + what, Remedy: remedy})
 		return nil, false
 	}
 	if len(doc.Content) == 0 {
@@ -186,20 +186,6 @@ func (p *Params) parse(key, text string, offset int) (*yaml.Node, bool) {
 		return nil, false
 	}
 	return resolve(doc.Content[0]), true
-}
-
-// SplitYAMLError takes the line, 0 where there is none, out of an error of the
-// YAML parser and returns the rest of its text.
-func SplitYAMLError(err error) (line int, what string) {
-	what = strings.TrimPrefix(err.Error(), "yaml: ")
-	if rest, ok := strings.CutPrefix(what, "line "); ok {
-		if number, rest, ok := strings.Cut(rest, ": "); ok {
-			if n, err := strconv.Atoi(number); err == nil {
-				return n, rest
-			}
-		}
-	}
-	return 0, what
 }
 
 // Problems returns all that is wrong, unknown keys and fields included, in the

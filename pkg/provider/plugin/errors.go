@@ -30,6 +30,9 @@ const (
 	maxSearchedBytes = 64 << 10
 	// minHiddenLine is the shortest line of a longer value that it looks for.
 	minHiddenLine = 16
+	// roughly is how exactly an error tells a duration: the same failure has the
+	// same words then, and its event is counted and not repeated.
+	roughly = 100 * time.Millisecond
 	// deadlineAtHand is how far from the end of a request a provider's
 	// DEADLINE_EXCEEDED is still put down to that end.
 	deadlineAtHand = 50 * time.Millisecond
@@ -45,7 +48,7 @@ var (
 // *provider.Error. It keeps the provider's status, with hide applied to its
 // message and without details, which could hold anything.
 func (f *Finder) failure(ctx context.Context, object string, after time.Duration, hide func(string) string, err error) error {
-	after = after.Round(time.Millisecond)
+	after = after.Round(roughly)
 	st := status.Convert(err)
 	switch code := st.Code(); {
 	case code == codes.DeadlineExceeded && ending(ctx):
@@ -61,6 +64,7 @@ func (f *Finder) failure(ctx context.Context, object string, after time.Duration
 		Object: object,
 		Err:    status.New(st.Code(), shorten(hide(st.Message()), maxTextBytes)).Err(),
 		Code:   st.Code().String(),
+		Remedy: remedy(st.Code()),
 	}
 	switch {
 	case st.Code() == codes.ResourceExhausted && begins(st.Message(), tooLarge):
@@ -72,6 +76,22 @@ func (f *Finder) failure(ctx context.Context, object string, after time.Duration
 		e.Remedy = "the provider breaks the protocol: look for a newer version of it"
 	}
 	return e
+}
+
+// remedy is what a person can do about a provider's answer. What went wrong is
+// in the provider's own words.
+func remedy(code codes.Code) string {
+	switch code {
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return "does the store let the pod's service account in, and is the audience that it asks for among the CSIDriver's tokenRequests?"
+	case codes.NotFound:
+		return "create it in the store, or correct its name in the class"
+	case codes.InvalidArgument:
+		return "correct the class"
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return "the provider or its store does not answer at the moment, and is asked again; the provider's log on this node may say more"
+	}
+	return ""
 }
 
 // ending tells whether ctx ended, or is about to: gRPC sends the deadline along,

@@ -293,7 +293,7 @@ func (l *link) trouble() error {
 
 // unreachable is the error for a provider to which there is no connection.
 func unreachable(ctx context.Context, object string, after time.Duration, trouble error) error {
-	op := fmt.Sprintf("%s could not be reached within %v", object, after.Round(time.Millisecond))
+	op := fmt.Sprintf("%s could not be reached within %v", object, after.Round(roughly))
 	if errors.Is(ctx.Err(), context.Canceled) {
 		op = fmt.Sprintf("%s was not reached before the request was cancelled", object)
 	}
