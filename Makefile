@@ -18,6 +18,9 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 FUZZTIME    ?= 5s
 ARCHES      := amd64 arm64
 
+# helm: this machine's, or one that is built once, outside the tree.
+HELM = $$(go run ./test/cluster/cmd program helm)
+
 .PHONY: help
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -31,19 +34,26 @@ demo: build ## show the driver's main job on this machine, without Kubernetes
 	@bin/csi-secrets demo
 
 .PHONY: test
-test: lint build unit system fuzz ## run everything that is checked
+test: lint build unit system e2e fuzz ## run everything that is checked
 
 .PHONY: unit
 unit: ## unit tests, under the race detector where there is a C compiler
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
-	go test $(RACE) ./cmd/... ./internal/... ./pkg/...
+	HELM="$(HELM)" go test $(RACE) ./charts/... ./cmd/... ./internal/... ./pkg/...
+
+SYSTEM := ./test/badinput ./test/bench ./test/canary ./test/faults ./test/serving
+E2E    := ./test/cluster ./test/e2e
 
 # The driver under test is built with the race detector too, and ends at the
 # first race that it sees.
 .PHONY: system
-system: ## conformance (csi-sanity), faults, bad input and redaction, against the real binary
+system: ## conformance (csi-sanity), faults, bad input and redaction, against the real binary, without Kubernetes
 	$(if $(RACE),go build -race,$(GOBUILD)) -o bin/csi-secrets-test ./cmd/csi-secrets
-	CSI_SECRETS_BIN=$(CURDIR)/bin/csi-secrets-test GORACE=halt_on_error=1 go test $(RACE) -count=1 -timeout 30m ./sanity/... ./test/...
+	CSI_SECRETS_BIN=$(CURDIR)/bin/csi-secrets-test GORACE=halt_on_error=1 go test $(RACE) -count=1 -timeout 30m ./sanity $(SYSTEM)
+
+.PHONY: e2e
+e2e: ## the chart and the image in a real Kubernetes, which is built once; needs root
+	go test -count=1 -timeout 60m -p 1 $(E2E)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME each
@@ -55,10 +65,21 @@ fuzz: ## run every fuzz target for FUZZTIME each
 	done
 
 .PHONY: lint
-lint: ## formatting, vet, staticcheck
-	@test -z "$$(gofmt -l cmd internal pkg sanity test)" || { echo "not formatted:"; gofmt -l cmd internal pkg sanity test; exit 1; }
+lint: helm-lint ## formatting, vet, staticcheck, the chart
+	@test -z "$$(gofmt -l charts cmd internal pkg sanity test)" || { echo "not formatted:"; gofmt -l charts cmd internal pkg sanity test; exit 1; }
 	go vet ./...
 	go run $(STATICCHECK) ./...
+
+.PHONY: chart
+chart: helm-lint ## check the Helm chart: lint with every set of values, and its tests
+	HELM="$(HELM)" go test -count=1 ./charts/...
+
+# helm's own idea of a Kubernetes version is older than any that the chart takes.
+.PHONY: helm-lint
+helm-lint:
+	@helm="$(HELM)" && for values in charts/testdata/values/*.yaml; do \
+		"$$helm" lint --strict --quiet --kube-version v1.36.0 -f $$values charts/csi-secrets || exit 1; \
+	done
 
 .PHONY: vuln
 vuln: ## look for known vulnerabilities; needs a network that reaches vuln.go.dev
@@ -82,6 +103,17 @@ CONTAINER ?= $(firstword $(foreach p,docker buildah podman,$(if $(shell command 
 .PHONY: image
 image: binaries ## build the container image IMAGE for PLATFORM with CONTAINER (docker, buildah or podman)
 	$(CONTAINER) build --platform $(PLATFORM) -t $(IMAGE) .
+
+# The programs of Kubernetes are built once, into a cache outside this tree;
+# test/cluster/README.md has more, such as the flags that CLUSTERFLAGS may hold.
+NODES ?= 1
+.PHONY: cluster
+cluster: ## a real Kubernetes on this machine with the image in it, NODES nodes; needs root
+	@go run ./test/cluster/cmd up --nodes $(NODES) $(CLUSTERFLAGS)
+
+.PHONY: cluster-down
+cluster-down: ## remove that Kubernetes with everything that it made
+	@go run ./test/cluster/cmd down $(CLUSTERFLAGS)
 
 .PHONY: clean
 clean: ## remove what was built
