@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -113,7 +114,7 @@ func TestFiftyPodsNoticeNothing(t *testing.T) {
 	set("after kills")
 	n.allRead(pods, "after kills")
 
-	if err := install(t.Context(), "linux.podAnnotations.upgraded="+fmt.Sprint(time.Now().Unix())); err != nil {
+	if err := install(t.Context(), "--set-string", "linux.podAnnotations.upgraded="+fmt.Sprint(time.Now().Unix())); err != nil {
 		t.Fatal(err)
 	}
 	killDriver(t)
@@ -330,4 +331,69 @@ func TestMetricsOfARunningDriver(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// The cluster still has upstream's definitions: statuses fit them, and have
+// times and conditions once the chart has upgraded them.
+func TestUpstreamsDefinitionsAreUpgraded(t *testing.T) {
+	n := newNamespace(t)
+	n.class("db", "left")
+	n.pod("web", template(idle, "db"))
+	n.ready("pod/web")
+	folder, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/secrets-store-csi-driver").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"secretproviderclasses", "secretproviderclasspodstatuses"} {
+		kubectl(t, "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(strings.TrimSpace(string(folder)), "deploy", "secrets-store.csi.x-k8s.io_"+kind+".yaml"))
+	}
+	t.Cleanup(func() { _ = install(context.Background()) })
+	restart := func() {
+		t.Helper()
+		kubectl(t, "-n", driverNamespace, "rollout", "restart", "daemonset", "-l", driverPods)
+		kubectl(t, "-n", driverNamespace, "rollout", "status", "daemonset", "-l", driverPods, "--timeout=2m")
+	}
+	restart()
+	n.pod("later", template(idle, "db"))
+	n.ready("pod/later")
+	eventually(t, func() error {
+		s, err := n.status("later", "db")
+		if err == nil && (!s.Status.Mounted || len(s.Status.Conditions) != 0) {
+			err = fmt.Errorf("the status is %+v", s.Status)
+		}
+		return err
+	})
+	if err := install(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	restart()
+	for _, pod := range []string{"web", "later"} {
+		eventually(t, func() error {
+			s, err := n.status(pod, "db")
+			if err == nil && len(s.Status.Conditions) != 1 {
+				err = fmt.Errorf("the status of %s is %+v", pod, s.Status)
+			}
+			return err
+		})
+	}
+}
+
+// Pods come to a new node once its driver is registered, and not before.
+func TestTheStartupTaintGoesWithTheDriver(t *testing.T) {
+	const taint = "secrets-store.csi.k8s.io/agent-not-ready"
+	n := newNamespace(t)
+	n.class("db", "left")
+	t.Cleanup(func() {
+		_, _ = tryKubectl(t, nil, "taint", "node", "node1", taint+"-", "other-")
+		_ = install(context.Background())
+	})
+	kubectl(t, "taint", "node", "node1", taint+"=:NoSchedule", "other=here:PreferNoSchedule")
+	n.pod("web", template(idle, "db"))
+	if err := install(t.Context(), "--set", "startupTaint.enabled=true"); err != nil {
+		t.Fatal(err)
+	}
+	n.ready("pod/web")
+	if left := kubectl(t, "get", "node", "node1", "-o", "jsonpath={.spec.taints[*].key}"); strings.Contains(left, taint) || !strings.Contains(left, "other") {
+		t.Errorf("the node's taints are %q", left)
+	}
 }

@@ -81,9 +81,9 @@ func setUp(ctx context.Context, options cluster.Options) (err error) {
 	return install(ctx)
 }
 
-// install installs the chart, or upgrades it, with more values than the tests
-// always have.
-func install(ctx context.Context, values ...string) error {
+// install installs the chart, or upgrades it, with more of helm's arguments than
+// the tests always have.
+func install(ctx context.Context, more ...string) error {
 	chart, err := filepath.Abs("../../charts/csi-secrets")
 	if err != nil {
 		return err
@@ -97,10 +97,7 @@ func install(ctx context.Context, values ...string) error {
 		"--set", "linux.volumes[0].name=secrets", "--set", "linux.volumes[0].hostPath.path=/srv/secrets", "--set", "linux.volumes[0].hostPath.type=DirectoryOrCreate",
 		"--set", "linux.volumeMounts[0].name=secrets", "--set", "linux.volumeMounts[0].mountPath=/srv/secrets",
 	}
-	for _, v := range values {
-		arguments = append(arguments, "--set-string", v)
-	}
-	out, err := kube.Command(ctx, kube.Helm(), arguments...).CombinedOutput()
+	out, err := kube.Command(ctx, kube.Helm(), append(arguments, more...)...).CombinedOutput()
 	if err != nil {
 		logs, _ := kube.Command(ctx, kube.Kubectl(), "-n", driverNamespace, "get", "pods,events", "-o", "wide").CombinedOutput()
 		return fmt.Errorf("helm: %w\n%s\n%s", err, out, logs)
