@@ -30,6 +30,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/fetch"
 	"github.com/csi-secrets/csi-secrets/pkg/metrics"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
 	"github.com/csi-secrets/csi-secrets/pkg/rotation"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
@@ -47,6 +48,7 @@ type nodeOptions struct {
 	rotation         bool
 	interval         time.Duration
 	events           string
+	localFolders     []string
 	startupTaint     string
 	healthCheck      bool
 	healthInterval   time.Duration
@@ -94,6 +96,7 @@ YAML files of a folder, and no API server is needed.`,
 	flags.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's folder plugins_registry, to register the driver there; empty for no registration")
 	flags.StringVar(&o.registrationPath, "kubelet-registration-path", "", "path of the CSI socket as kubelet sees it; that of --endpoint where empty")
 	flags.StringVar(&o.events, "events", eventsProblems, "which events pods get: \"problems\" of refreshes, and their ends, and new files; \"all\" for every mount too; \"none\"")
+	flags.StringSliceVar(&o.localFolders, "local-folders", nil, "folders that the provider \"local\" may read; none in a cluster, and all with --classes, where empty")
 	flags.BoolVar(&o.healthCheck, "provider-health-check", false, "ask external providers for their version, and tell of those that do not answer")
 	flags.DurationVar(&o.healthInterval, "provider-health-check-interval", 2*time.Minute, "how often external providers are asked")
 	flags.StringVar(&o.startupTaint, "startup-taint", "", "key of a taint to remove from the node once kubelet has registered the driver; empty for none")
@@ -169,7 +172,11 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		return err
 	}
 	classes := surroundings.classes
-	providers, external, err := o.providers.registry()
+	files := local.NewConfined(o.localFolders)
+	if o.classes != "" && len(o.localFolders) == 0 {
+		files = local.New() // whoever writes the classes runs this driver
+	}
+	providers, external, err := o.providers.registry(files)
 	if err != nil {
 		return err
 	}

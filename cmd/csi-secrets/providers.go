@@ -27,13 +27,14 @@ func (o *providerOptions) addFlags(flags *pflag.FlagSet) {
 }
 
 // registry returns the providers that are built in, with the external ones
-// behind them.
-func (o *providerOptions) registry() (*provider.Registry, *plugin.Finder, error) {
+// behind them. The built-in local one is given: who may use it depends on where
+// classes come from.
+func (o *providerOptions) registry(files *local.Provider) (*provider.Registry, *plugin.Finder, error) {
 	external, err := plugin.New(plugin.Config{
 		Folders: append(slices.Clone(o.moreFolders), o.folder), MaxMessageBytes: o.maxMessageBytes, Writers: o.writers,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	return provider.NewRegistry(map[string]provider.Provider{"local": local.New()}, external.Get), external, nil
+	return provider.NewRegistry(map[string]provider.Provider{"local": files}, external.Get), external, nil
 }

@@ -94,8 +94,7 @@ func install(ctx context.Context, more ...string) error {
 		"--set", "linux.image.repository=" + repository, "--set", "linux.image.tag=" + tag, "--set", "linux.image.pullPolicy=Never",
 		"--set", "rotationPollInterval=3s", "--set", "providerHealthCheck=true", "--set", "providerHealthCheckInterval=2s", "--set", "logVerbosity=2",
 		"--set", "tokenRequests[0].audience=vault", "--set", "tokenRequests[1].audience=conjur",
-		"--set", "linux.volumes[0].name=secrets", "--set", "linux.volumes[0].hostPath.path=/srv/secrets", "--set", "linux.volumes[0].hostPath.type=DirectoryOrCreate",
-		"--set", "linux.volumeMounts[0].name=secrets", "--set", "linux.volumeMounts[0].mountPath=/srv/secrets",
+		"--set", "linux.localFolders={/srv/secrets}",
 	}
 	out, err := kube.Command(ctx, kube.Helm(), append(arguments, more...)...).CombinedOutput()
 	if err != nil {

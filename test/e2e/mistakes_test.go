@@ -95,6 +95,10 @@ func TestAMistakeIsExplainedInThePodsEvents(t *testing.T) {
 			provider: "local", parameters: map[string]string{"path": "/srv/secrets", "objects": "- objectName: pasword"},
 			says: []string{`object "pasword"`, "create the file, or correct objectName"},
 		},
+		"local-file-of-the-node": {
+			provider: "local", parameters: map[string]string{"path": "/var/lib/kubelet/pods"},
+			says: []string{"PermissionDenied", "in none of the folders that this provider may read", "--local-folders"},
+		},
 		"volume-too-small": {
 			parameters: map[string]string{"objects": "- objectName: huge", "volumeSize": "1Mi"},
 			says:       []string{"set the class parameter volumeSize to at least"},

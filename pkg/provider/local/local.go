@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -37,6 +40,9 @@ var errChanged = errors.New("it changed while it was read")
 // Provider reads secrets from a folder or an age file. It holds no secret
 // between two calls and is safe for concurrent use.
 type Provider struct {
+	confined bool
+	folders  []string // of a confined one
+
 	mu      sync.Mutex
 	decoded map[source]*params // under mu; at most maxCached
 }
@@ -47,8 +53,51 @@ var (
 	_ provider.Watcher   = (*Provider)(nil)
 )
 
-// New returns a Provider.
+// New returns a Provider that reads whatever this process may read: whoever
+// writes the classes must be trusted with that.
 func New() *Provider { return &Provider{decoded: map[source]*params{}} }
+
+// NewConfined returns a Provider that reads nothing but what is below folders,
+// for a cluster, where a class may be anybody's.
+func NewConfined(folders []string) *Provider {
+	p := New()
+	p.confined, p.folders = true, folders
+	return p
+}
+
+// check tells why a class may not have what it asks for, or returns nil.
+func (p *Provider) check(d *params) error {
+	for _, of := range []struct{ key, path string }{{"path", d.path}, {"identityFile", d.identityFile}} {
+		if !p.confined || of.path == "" || slices.ContainsFunc(p.folders, func(folder string) bool { return below(of.path, folder) }) {
+			continue
+		}
+		err := &provider.Error{Kind: provider.Denied, Object: fmt.Sprintf("parameter %q", of.key),
+			Err:    fmt.Errorf("%q is in none of the folders that this provider may read", of.path),
+			Remedy: "name one of " + strings.Join(p.folders, ", ") + ", or let the driver have another by --local-folders"}
+		if len(p.folders) == 0 {
+			err.Err, err.Remedy = errors.New("the provider is off on this node"), "let the driver have folders by --local-folders"
+		}
+		return err
+	}
+	return nil
+}
+
+// below tells whether path is in folder, wherever links lead.
+func below(path, folder string) bool {
+	inside := func(path, folder string) bool {
+		rel, err := filepath.Rel(folder, path)
+		return err == nil && filepath.IsLocal(rel)
+	}
+	if !inside(path, folder) {
+		return false
+	}
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return true // it cannot be read either
+	}
+	folder, err = filepath.EvalSymlinks(folder)
+	return err == nil && inside(target, folder)
+}
 
 // Fetch reads the objects of one class. The set is whole: all of its files were
 // on disk at one moment, as far as the times of files tell. A set that does not
@@ -58,6 +107,9 @@ func New() *Provider { return &Provider{decoded: map[source]*params{}} }
 // files, and two writes within one tick of the file system's clock look alike.
 func (p *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Result, error) {
 	d, err := p.decode(req.Parameters)
+	if err == nil {
+		err = p.check(d)
+	}
 	if err != nil {
 		return provider.Result{}, err
 	}

@@ -183,6 +183,50 @@ func TestNothingLeadsOutOfTheFolder(t *testing.T) {
 	}
 }
 
+// In a cluster a class may be anybody's: it must not lead to the files of the
+// node, the driver's token, or the volumes of other pods.
+func TestAConfinedProviderReadsItsFoldersOnly(t *testing.T) {
+	allowed, other := t.TempDir(), t.TempDir()
+	write(t, allowed, map[string]string{"team/a": "1"})
+	write(t, other, map[string]string{"a": canary, "identity": canary})
+	sealed, identity := seal(t, allowed, "a: 1", false)
+	must(t, os.Symlink(other, filepath.Join(allowed, "out")))
+	must(t, os.Symlink(filepath.Join(allowed, "team"), filepath.Join(allowed, "in")))
+	ask := func(p *Provider, parameters map[string]string) error {
+		r, err := p.Fetch(t.Context(), provider.Request{Parameters: parameters})
+		r.Clear()
+		return err
+	}
+	p := NewConfined([]string{"/nowhere", allowed})
+	for _, parameters := range []map[string]string{
+		class("path", allowed+"/team"), class("path", allowed+"/in"), class("path", allowed+"/../"+filepath.Base(allowed)+"/team"),
+		class("path", sealed, "identityFile", identity),
+	} {
+		if err := ask(p, parameters); err != nil {
+			t.Errorf("%v: %v", parameters, err)
+		}
+	}
+	for _, parameters := range []map[string]string{
+		class("path", other), class("path", allowed+"/../"+filepath.Base(other)), class("path", allowed+"/out"), class("path", allowed+"/out/a", "identityFile", identity),
+		class("path", "/"), class("path", "/proc/self"), class("path", allowed+"x"), class("path", filepath.Dir(allowed)),
+		class("path", sealed, "identityFile", filepath.Join(other, "identity")), class("path", sealed, "identityFile", allowed+"/out/identity"),
+	} {
+		err := ask(p, parameters)
+		wantNoCanary(t, err)
+		if provider.KindOf(err) != provider.Denied || !strings.Contains(fmt.Sprint(err), "is in none of the folders that this provider may read") {
+			t.Errorf("%v: %v", parameters, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if err := p.Watch(ctx, parameters, func() {}); provider.KindOf(err) != provider.Denied {
+			t.Errorf("watch %v: %v", parameters, err)
+		}
+		cancel()
+	}
+	if err := ask(NewConfined(nil), class("path", allowed)); provider.KindOf(err) != provider.Denied || !strings.Contains(err.Error(), "the provider is off on this node; let the driver have folders by --local-folders") {
+		t.Errorf("without folders: %v", err)
+	}
+}
+
 func TestWhatIsNoRegularFileDoesNotBlock(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")

@@ -32,6 +32,9 @@ const maxLinks = 40
 // yet. It uses one inotify instance, and one watch for each folder.
 func (p *Provider) Watch(ctx context.Context, parameters map[string]string, changed func()) error {
 	d, err := p.decode(parameters)
+	if err == nil {
+		err = p.check(d)
+	}
 	if err != nil {
 		return err
 	}
