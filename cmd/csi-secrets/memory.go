@@ -10,14 +10,16 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
-// giveBackStartup takes the program's own code and constants out of this
-// process's resident memory. A good part of them served the start of libraries
-// only; what is needed comes back by minor page faults.
-func giveBackStartup() error {
+// giveBack returns to the system what the heap does not use, and takes the
+// program's own code and constants out of this process's resident memory: a good
+// part of them serves the start of libraries only. What is needed comes back by
+// minor page faults, within about a millisecond in all.
+func giveBack() error {
 	debug.FreeOSMemory()
 	self, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -60,8 +62,10 @@ func (a *activity) Refreshed(volume.Info, bool) { a.done.Store(true) }
 // Unpublished implements volume.Observer.
 func (a *activity) Unpublished(volume.Info) { a.done.Store(true) }
 
-// giveBack returns unused memory to the system until ctx ends.
+// giveBack returns unused memory to the system, now and after activity, until
+// ctx ends.
 func (a *activity) giveBack(ctx context.Context) {
+	a.done.Store(true)
 	ticker := time.NewTicker(giveBackPeriod)
 	defer ticker.Stop()
 	for {
@@ -69,8 +73,11 @@ func (a *activity) giveBack(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if a.done.Swap(false) {
-				debug.FreeOSMemory()
+			if !a.done.Swap(false) {
+				continue
+			}
+			if err := giveBack(); err != nil {
+				klog.FromContext(ctx).V(2).Info("Unused memory stays resident", "reason", err.Error())
 			}
 		}
 	}

@@ -212,8 +212,8 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	}
 	logger.Info("Serving", "version", buildVersion(), "driver", o.driverName, "node", o.nodeID, "endpoint", o.endpoint, "volumes", volumes.Len())
 
-	if err := giveBackStartup(); err != nil {
-		logger.V(2).Info("What only the start needed stays resident", "reason", err.Error())
+	if err := giveBack(); err != nil {
+		logger.V(2).Info("Unused memory stays resident", "reason", err.Error())
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { used.giveBack(ctx); return nil })
