@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -254,7 +255,10 @@ func runNode(ctx context.Context, o nodeOptions) error {
 				}
 			})
 		}
-		group.Go(func() error { return registration.Serve(ctx) })
+		group.Go(func() error {
+			surroundings.settled(ctx)
+			return registration.Serve(ctx)
+		})
 	}
 	if o.healthAddr != "" {
 		health, err := driver.NewHealth(o.endpoint)
@@ -290,12 +294,16 @@ type surroundings struct {
 	observers volume.Observers
 	run       []func(context.Context)
 	api       *kube.API // nil without a cluster
+	// settled returns once it makes sense to register with kubelet. That forgets
+	// the driver before it registers it anew, which takes the API server: a
+	// driver that was restarted without one is better off with what kubelet knows.
+	settled func(context.Context)
 }
 
 func (o *nodeOptions) surroundings() (surroundings, error) {
 	if o.classes != "" {
 		folder, err := class.OpenFolder(o.classes)
-		return surroundings{classes: folder}, err
+		return surroundings{classes: folder, settled: func(context.Context) {}}, err
 	}
 	api, err := kube.Connect(o.kubeconfig, buildVersion())
 	if errors.Is(err, kube.ErrOutside) {
@@ -304,7 +312,7 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 	if err != nil {
 		return surroundings{}, err
 	}
-	classes, err := class.NewCluster(api)
+	classes, err := class.NewCluster(api, filepath.Join(o.stateDir, "classes.json"))
 	if err != nil {
 		return surroundings{}, err
 	}
@@ -313,7 +321,7 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 		return surroundings{}, err
 	}
 	s := surroundings{
-		classes: classes, observers: volume.Observers{statuses}, run: []func(context.Context){classes.Run, statuses.Run}, api: api,
+		classes: classes, observers: volume.Observers{statuses}, run: []func(context.Context){classes.Run, statuses.Run}, api: api, settled: classes.Answered,
 	}
 	if o.events != eventsNone {
 		events, err := cluster.NewEvents(api, o.driverName, o.nodeID)

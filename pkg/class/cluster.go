@@ -2,14 +2,17 @@ package class
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
@@ -20,36 +23,50 @@ import (
 const (
 	newcomer = time.Second
 	firstAll = 30 * time.Second
+	// stale is how long it waits for the API server before it takes what an
+	// earlier driver knew.
+	stale = 2 * time.Second
 )
 
 // Cluster is a Source of the classes of a Kubernetes cluster. It follows all of
 // them by one watch and keeps them in memory, so that a publish asks nothing of
-// the API server and goes on while that is away. A Cluster is safe for
-// concurrent use.
+// the API server and goes on while that is away; a file keeps them for a driver
+// that starts while it is away. A Cluster is safe for concurrent use.
 type Cluster struct {
-	client rest.Interface
+	client   rest.Interface
+	snapshot *snapshot
 
 	mu       sync.RWMutex
+	earlier  map[Ref]*SecretProviderClass // of the snapshot; nil once synced
 	classes  map[Ref]*SecretProviderClass
 	synced   bool          // classes are those of the API server, or were
 	failure  error         // why they could not be had last
-	news     chan struct{} // closed when a class appeared or synced was set
+	news     chan struct{} // closed when a class, synced or failure changed
 	listener func(Ref)     // of Watch
+	unkept   bool          // the snapshot has others
 }
 
 var _ Source = (*Cluster)(nil)
 
-// NewCluster returns a Cluster that knows no class before Run.
-func NewCluster(api *kube.API) (*Cluster, error) {
+// NewCluster returns a Cluster that hears of no class before Run. It keeps what
+// it knows in the file of that name, in a folder that may not be there yet.
+func NewCluster(api *kube.API, file string) (*Cluster, error) {
 	client, err := api.Client(GroupVersion, AddTypes)
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{client: client, classes: map[Ref]*SecretProviderClass{}, news: make(chan struct{})}, nil
+	c := &Cluster{client: client, snapshot: &snapshot{path: file}, classes: map[Ref]*SecretProviderClass{}, news: make(chan struct{})}
+	if c.earlier, err = c.snapshot.read(); err != nil {
+		klog.Background().Error(err, "What an earlier driver knew of classes is lost")
+	}
+	return c, nil
 }
 
 // Run follows the classes until ctx ends. It is called once.
 func (c *Cluster) Run(ctx context.Context) {
+	var keeping sync.WaitGroup
+	defer keeping.Wait()
+	keeping.Go(func() { c.keep(ctx) })
 	kube.Watched{
 		Client: c.client, Resource: "secretproviderclasses",
 		Object: &SecretProviderClass{}, List: func() runtime.Object { return &SecretProviderClassList{} },
@@ -57,8 +74,27 @@ func (c *Cluster) Run(ctx context.Context) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.failure = err
+			c.tell()
 		},
 	}.Follow(ctx, clusterStore{c})
+}
+
+// Answered returns once the API server has answered, be it with an error, or ctx
+// has ended.
+func (c *Cluster) Answered(ctx context.Context) {
+	for ctx.Err() == nil {
+		c.mu.RLock()
+		failure, synced, news := c.failure, c.synced, c.news
+		c.mu.RUnlock()
+		var status apierrors.APIStatus
+		if synced || errors.As(failure, &status) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-news:
+		}
+	}
 }
 
 // Get returns a class from memory. It waits a little for one that is not there
@@ -68,7 +104,11 @@ func (c *Cluster) Get(ctx context.Context, ref Ref) (*SecretProviderClass, error
 	for {
 		c.mu.RLock()
 		found, synced, failure, news := c.classes[ref], c.synced, c.failure, c.news
+		known := c.earlier[ref]
 		c.mu.RUnlock()
+		if known != nil && time.Since(began) >= stale {
+			found = known
+		}
 		if found != nil {
 			if err := found.Mountable(); err != nil {
 				return nil, err
@@ -79,12 +119,18 @@ func (c *Cluster) Get(ctx context.Context, ref Ref) (*SecretProviderClass, error
 		if !synced {
 			patience = firstAll
 		}
+		if known != nil {
+			patience = stale
+		}
 		timer := time.NewTimer(patience - time.Since(began))
 		select {
 		case <-news:
 			timer.Stop()
 			continue
 		case <-timer.C:
+			if known != nil {
+				continue
+			}
 		case <-ctx.Done():
 			timer.Stop()
 		}
@@ -149,14 +195,20 @@ func (c *Cluster) set(ref Ref, next *SecretProviderClass) {
 	}
 	switch {
 	case before == nil && next != nil:
-		close(c.news)
-		c.news = make(chan struct{})
 	case before == nil || next != nil && reflect.DeepEqual(before.Spec, next.Spec):
 		return
 	}
+	c.unkept = true
+	c.tell()
 	if c.listener != nil {
 		c.listener(ref)
 	}
+}
+
+// tell wakes those who wait for news. Callers hold c.mu.
+func (c *Cluster) tell() {
+	close(c.news)
+	c.news = make(chan struct{})
 }
 
 // clusterStore is what the watch writes to.
@@ -220,9 +272,8 @@ func (s clusterStore) Replace(list []any, _ string) error {
 		s.set(ref, c)
 	}
 	if !s.synced {
-		s.synced = true
-		close(s.news)
-		s.news = make(chan struct{})
+		s.synced, s.earlier, s.unkept = true, nil, true
+		s.tell()
 	}
 	s.failure = nil
 	return nil

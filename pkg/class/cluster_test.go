@@ -3,6 +3,8 @@ package class
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -10,7 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 )
@@ -110,6 +114,82 @@ func TestWithoutAnAnswerNoClassIsMissing(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestAnErrorOfTheAPIServerIsAnAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := newTestCluster()
+		answered := make(chan struct{})
+		go func() { defer close(answered); c.Answered(t.Context()) }()
+		fail := func(err error) bool {
+			c.mu.Lock()
+			c.failure = err
+			c.tell()
+			c.mu.Unlock()
+			synctest.Wait()
+			select {
+			case <-answered:
+				return true
+			default:
+				return false
+			}
+		}
+		if fail(errors.New("connection refused")) {
+			t.Error("a connection that is refused was taken for an answer")
+		}
+		if !fail(apierrors.NewNotFound(schema.GroupResource{Resource: "secretproviderclasses"}, "")) {
+			t.Error("an answer was not taken for one")
+		}
+	})
+}
+
+// A driver that starts while the API server is away knows what the one before it
+// knew; what the API server says counts as soon as it says something.
+func TestWhatAnEarlierDriverKnewIsServed(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "classes.json")
+	synctest.Test(t, func(t *testing.T) {
+		c, store := newTestCluster()
+		c.snapshot = &snapshot{file}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); c.keep(ctx) }()
+		must(t, store.Replace([]any{object("shop", "db", "/a"), object("shop", "gone", "/a")}, "1"))
+		time.Sleep(2 * keepEvery)
+		must(t, store.Update(object("shop", "db", "/b")))
+		must(t, store.Delete(object("shop", "gone", "/a")))
+		time.Sleep(2 * keepEvery)
+		cancel()
+		<-ended
+
+		next, store := newTestCluster()
+		next.snapshot = c.snapshot
+		var err error
+		next.earlier, err = next.snapshot.read()
+		must(t, err)
+		began := time.Now()
+		got, err := next.Get(t.Context(), Ref{"shop", "db"})
+		if err != nil || got.Spec.Parameters["path"] != "/b" || time.Since(began) != stale {
+			t.Errorf("after %v: %v, %v", time.Since(began), got, err)
+		}
+		if _, err := next.Get(t.Context(), Ref{"shop", "gone"}); provider.KindOf(err) != provider.Unavailable {
+			t.Errorf("of a class that is unknown: %v", err)
+		}
+		go func() {
+			time.Sleep(stale / 2)
+			_ = store.Replace([]any{object("shop", "db", "/c")}, "2")
+		}()
+		if got, err := next.Get(t.Context(), Ref{"shop", "db"}); err != nil || got.Spec.Parameters["path"] != "/c" {
+			t.Errorf("once the API server answers: %v, %v", got, err)
+		}
+		must(t, store.Replace(nil, "3"))
+		if _, err := next.Get(t.Context(), Ref{"shop", "db"}); provider.KindOf(err) != provider.NotFound {
+			t.Errorf("of a class that was deleted: %v", err)
+		}
+	})
+	must(t, os.WriteFile(file, []byte("{half"), 0o600))
+	if _, err := (&snapshot{file}).read(); err == nil {
+		t.Error("a broken file is no error")
+	}
 }
 
 func TestWatchersHearOfChangesOnly(t *testing.T) {

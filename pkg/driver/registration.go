@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -30,16 +31,37 @@ type Registration struct {
 	Registered func()
 }
 
-// Serve answers kubelet until ctx ends. It fails where kubelet refuses the
-// driver, so that a restart can try again.
+// How long Serve waits before it offers a driver again that kubelet has refused.
+const firstOffer, lastOffer = time.Second, 30 * time.Second
+
+// Serve answers kubelet until ctx ends. kubelet asks a socket once. Where it then
+// refuses the driver, as it does while it cannot reach the API server, there has
+// to be a new socket for it to ask again.
 func (r *Registration) Serve(ctx context.Context) error {
+	for wait := firstOffer; ; wait = min(2*wait, lastOffer) {
+		why, err := r.offer(ctx)
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+		klog.FromContext(ctx).Error(why, "kubelet refuses the driver; it is offered again", "driver", r.Name, "after", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// offer serves one socket, until kubelet refuses the driver, for which it returns
+// the reason, or ctx ends.
+func (r *Registration) offer(ctx context.Context) (refused, err error) {
 	listener, err := Listen(filepath.Join(r.Folder, r.Name+"-reg.sock"))
 	if err != nil {
-		return fmt.Errorf("register with kubelet: %w", err)
+		return nil, fmt.Errorf("register with kubelet: %w", err)
 	}
-	refused := make(chan error, 1)
+	refusal := make(chan error, 1)
 	server := grpc.NewServer()
-	registration.RegisterRegistrationServer(server, &registrar{Registration: r, refused: refused})
+	registration.RegisterRegistrationServer(server, &registrar{Registration: r, refused: refusal})
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()
 	served := make(chan error, 1)
@@ -47,13 +69,13 @@ func (r *Registration) Serve(ctx context.Context) error {
 	select {
 	case err := <-served:
 		if ctx.Err() == nil {
-			return fmt.Errorf("register with kubelet: %w", err)
+			return nil, fmt.Errorf("register with kubelet: %w", err)
 		}
-		return nil
-	case err := <-refused:
-		server.Stop()
+		return nil, nil
+	case refused = <-refusal:
+		server.GracefulStop() // kubelet hears the answer
 		<-served
-		return fmt.Errorf("kubelet refuses the driver: %w", err)
+		return refused, nil
 	}
 }
 
@@ -82,5 +104,5 @@ func (r *registrar) NotifyRegistrationStatus(ctx context.Context, s *registratio
 	case r.refused <- errors.New(s.GetError()):
 	default:
 	}
-	return nil, status.Error(codes.Aborted, "the driver ends, to be started again")
+	return nil, status.Error(codes.Aborted, "the driver is offered again, on a new socket")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -52,12 +51,20 @@ func TestKubeletLearnsOfTheDriverEachTimeItAsks(t *testing.T) {
 	}
 }
 
-func TestARefusedDriverEnds(t *testing.T) {
+// kubelet does not ask again behind a socket of a driver that it has refused.
+func TestARefusedDriverIsOfferedAgain(t *testing.T) {
 	kubelet, stop := register(t)
-	if _, err := kubelet.NotifyRegistrationStatus(t.Context(), &registration.RegistrationStatus{Error: "another driver has the name"}); err == nil {
+	if _, err := kubelet.NotifyRegistrationStatus(t.Context(), &registration.RegistrationStatus{Error: "the API server is away"}); err == nil {
 		t.Error("kubelet was told that all is well")
 	}
-	if err := stop(); err == nil || !strings.Contains(err.Error(), "another driver has the name") {
-		t.Errorf("got %v", err)
+	// The connection is to another socket now.
+	if info, err := kubelet.GetInfo(t.Context(), &registration.InfoRequest{}); err != nil || info.GetName() != "secrets-store.csi.k8s.io" {
+		t.Errorf("got %v, %v", info, err)
+	}
+	if _, err := kubelet.NotifyRegistrationStatus(t.Context(), &registration.RegistrationStatus{PluginRegistered: true}); err != nil {
+		t.Error(err)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
 	}
 }

@@ -75,7 +75,7 @@ func (n namespace) allRead(pods []corev1.Pod, value string) {
 func killDriver(t *testing.T) {
 	t.Helper()
 	before := driverRestarts(t)
-	if out, err := kube.Nodes()[0].Run(t.Context(), "sh", "-c", "kill -9 $(pgrep -f '^/csi-secrets node ')"); err != nil {
+	if out, err := kube.Nodes()[0].Run(t.Context(), "kill", "-9", driverProcess(t)); err != nil {
 		t.Fatal(err, out)
 	}
 	eventually(t, func() error {
@@ -85,6 +85,14 @@ func killDriver(t *testing.T) {
 		return nil
 	})
 	kubectl(t, "-n", driverNamespace, "wait", "--for=condition=Ready", "pod", "-l", driverPods, "--timeout=2m")
+}
+
+// driverProcess returns the driver's process ID on the node, "" where there is
+// none.
+func driverProcess(t *testing.T) string {
+	t.Helper()
+	out, _ := kube.Nodes()[0].Run(t.Context(), "pgrep", "-f", "^/csi-secrets node ")
+	return strings.TrimSpace(out)
 }
 
 func driverRestarts(t *testing.T) string {
@@ -164,8 +172,8 @@ func TestADrainedNodeKeepsNothing(t *testing.T) {
 	n.kubectl("rollout", "status", "deployment/web", "--timeout=2m")
 }
 
-// The API server is away: a pod whose class is known starts, and running ones
-// get their new secrets.
+// The API server is away, and the driver is killed: a pod whose class is known
+// starts, and running ones get their new secrets.
 func TestWithoutTheAPIServerPodsStart(t *testing.T) {
 	n := newNamespace(t)
 	fixed := providerAddress(t)
@@ -197,7 +205,19 @@ func TestWithoutTheAPIServerPodsStart(t *testing.T) {
 		return kube.StartAPIServer(ctx)
 	}
 	t.Cleanup(func() { _ = back() })
+	time.Sleep(3 * time.Second) // a class is known for good a moment after it was made
 	stopped := time.Now()
+	// The driver that goes on has never heard of the API server.
+	first := driverProcess(t)
+	if out, err := kube.Nodes()[0].Run(t.Context(), "kill", "-9", first); err != nil {
+		t.Fatal(err, out)
+	}
+	eventually(t, func() error {
+		if now := driverProcess(t); now == "" || now == first {
+			return errors.New("the driver has not started again")
+		}
+		return nil
+	})
 	post(t, fixed, "/failures/late?code=0", "")
 	post(t, fixed, "/objects/left", "while it is away")
 	file := func(uid, class, name string) error {
@@ -302,6 +322,23 @@ func TestTheAPIServerIsAskedLittle(t *testing.T) {
 			t.Errorf("%d publishes made %d requests %q", pods, count, request)
 		}
 	}
+}
+
+func TestEveryMountIsAnEventWhereThatIsAskedFor(t *testing.T) {
+	n := newNamespace(t)
+	n.class("db", "left")
+	t.Cleanup(func() { _ = install(context.Background()) })
+	if err := install(t.Context(), "--set", "events=all"); err != nil {
+		t.Fatal(err)
+	}
+	n.pod("web", template(idle, "db"))
+	n.ready("pod/web")
+	eventually(t, func() error {
+		if events := n.events("web"); !strings.Contains(events, "Normal Mounted: mounted 1 objects of SecretProviderClass "+n.name+"/db from provider e2e") {
+			return fmt.Errorf("the events are %s", events)
+		}
+		return nil
+	})
 }
 
 func TestMetricsOfARunningDriver(t *testing.T) {

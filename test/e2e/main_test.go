@@ -35,7 +35,10 @@ const (
 	driverAccount   = "system:serviceaccount:kube-system:secrets-store-csi-driver"
 )
 
-var kube *cluster.Cluster
+var (
+	kube  *cluster.Cluster
+	began = time.Now().UTC().Format("150405.000")
+)
 
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
@@ -95,6 +98,7 @@ func install(ctx context.Context, more ...string) error {
 		"--set", "rotationPollInterval=3s", "--set", "providerHealthCheck=true", "--set", "providerHealthCheckInterval=2s", "--set", "logVerbosity=2",
 		"--set", "tokenRequests[0].audience=vault", "--set", "tokenRequests[1].audience=conjur",
 		"--set", "linux.localFolders={/srv/secrets}",
+		"--set-string", "linux.podAnnotations.run=" + began, // a cluster that was kept has an older image
 	}
 	out, err := kube.Command(ctx, kube.Helm(), append(arguments, more...)...).CombinedOutput()
 	if err != nil {
