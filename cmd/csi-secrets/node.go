@@ -31,6 +31,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/fetch"
 	"github.com/csi-secrets/csi-secrets/pkg/metrics"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/kubernetes"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
 	"github.com/csi-secrets/csi-secrets/pkg/rotation"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
@@ -173,11 +174,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		return err
 	}
 	classes := surroundings.classes
-	files := local.NewConfined(o.localFolders)
-	if o.classes != "" && len(o.localFolders) == 0 {
-		files = local.New() // whoever writes the classes runs this driver
-	}
-	providers, external, err := o.providers.registry(files)
+	providers, external, err := o.providers.registry(surroundings.providers)
 	if err != nil {
 		return err
 	}
@@ -291,6 +288,7 @@ func told(volumes *volume.Manager, schedule *rotation.Scheduler) []metrics.Volum
 // surroundings is what a driver has around it: a cluster, or a folder.
 type surroundings struct {
 	classes   class.Source
+	providers map[string]provider.Provider // those that are built in
 	observers volume.Observers
 	run       []func(context.Context)
 	api       *kube.API // nil without a cluster
@@ -303,7 +301,11 @@ type surroundings struct {
 func (o *nodeOptions) surroundings() (surroundings, error) {
 	if o.classes != "" {
 		folder, err := class.OpenFolder(o.classes)
-		return surroundings{classes: folder, settled: func(context.Context) {}}, err
+		files := local.New() // whoever writes the classes runs this driver
+		if len(o.localFolders) > 0 {
+			files = local.NewConfined(o.localFolders)
+		}
+		return surroundings{classes: folder, providers: map[string]provider.Provider{"local": files}, settled: func(context.Context) {}}, err
 	}
 	api, err := kube.Connect(o.kubeconfig, buildVersion())
 	if errors.Is(err, kube.ErrOutside) {
@@ -320,8 +322,13 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 	if err != nil {
 		return surroundings{}, err
 	}
+	server, client, err := api.Anonymous()
+	if err != nil {
+		return surroundings{}, err
+	}
 	s := surroundings{
-		classes: classes, observers: volume.Observers{statuses}, run: []func(context.Context){classes.Run, statuses.Run}, api: api, settled: classes.Answered,
+		providers: map[string]provider.Provider{"local": local.NewConfined(o.localFolders), "kubernetes": kubernetes.New(server, client)},
+		classes:   classes, observers: volume.Observers{statuses}, run: []func(context.Context){classes.Run, statuses.Run}, api: api, settled: classes.Answered,
 	}
 	if o.events != eventsNone {
 		events, err := cluster.NewEvents(api, o.driverName, o.nodeID)

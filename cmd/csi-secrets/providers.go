@@ -1,11 +1,13 @@
 package main
 
 import (
+	"net/http"
 	"slices"
 
 	"github.com/spf13/pflag"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/kubernetes"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/plugin"
 )
@@ -27,14 +29,20 @@ func (o *providerOptions) addFlags(flags *pflag.FlagSet) {
 }
 
 // registry returns the providers that are built in, with the external ones
-// behind them. The built-in local one is given: who may use it depends on where
-// classes come from.
-func (o *providerOptions) registry(files *local.Provider) (*provider.Registry, *plugin.Finder, error) {
+// behind them. The built-in ones are given: who may use them, and what they ask,
+// depends on where classes come from.
+func (o *providerOptions) registry(embedded map[string]provider.Provider) (*provider.Registry, *plugin.Finder, error) {
 	external, err := plugin.New(plugin.Config{
 		Folders: append(slices.Clone(o.moreFolders), o.folder), MaxMessageBytes: o.maxMessageBytes, Writers: o.writers,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	return provider.NewRegistry(map[string]provider.Provider{"local": files}, external.Get), external, nil
+	return provider.NewRegistry(embedded, external.Get), external, nil
+}
+
+// atATerminal are the built-in providers of a person who looks at a class: the
+// one of the cluster can tell what is wrong with its parameters, and no more.
+func atATerminal() map[string]provider.Provider {
+	return map[string]provider.Provider{"local": local.New(), "kubernetes": kubernetes.New("", http.DefaultClient)}
 }

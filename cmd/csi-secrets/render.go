@@ -17,7 +17,6 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/fetch"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
-	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
@@ -44,7 +43,7 @@ The exit status is 0 where every class could be fetched, 1 where one could not,
 and 2 for a command line or a file that cannot be read.`,
 		Example: "  csi-secrets render -f class.yaml\n  csi-secrets render -f classes/ --name db --namespace shop --show-values",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			registry, _, err := providers.registry(local.New())
+			registry, _, err := providers.registry(atATerminal())
 			if err != nil {
 				return err
 			}

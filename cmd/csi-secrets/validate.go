@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/csi-secrets/csi-secrets/pkg/class"
-	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
 )
 
 func validateCommand() *cobra.Command {
@@ -27,7 +26,7 @@ The exit status is 0 where there is no mistake, 1 where there is one, and 2 for
 a command line or a file that cannot be read.`,
 		Example: "  csi-secrets validate -f class.yaml\n  helm template . | csi-secrets validate -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			registry, _, err := providers.registry(local.New())
+			registry, _, err := providers.registry(atATerminal())
 			if err != nil {
 				return err
 			}

@@ -52,6 +52,20 @@ func Connect(kubeconfig, version string) (*API, error) {
 	return &API{config, client}, nil
 }
 
+// Anonymous returns the API server's URL and an HTTP client that trusts it, and
+// has no credentials: for requests that somebody else makes through this process.
+func (a *API) Anonymous() (server string, client *http.Client, err error) {
+	config := rest.AnonymousClientConfig(a.config)
+	if client, err = rest.HTTPClientFor(config); err != nil {
+		return "", nil, fmt.Errorf("reach the API server: %w", err)
+	}
+	address, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return "", nil, fmt.Errorf("find the API server: %w", err)
+	}
+	return address.String(), client, nil
+}
+
 // Client returns a client of one version of an API group, whose objects have
 // the types that add registers.
 func (a *API) Client(version schema.GroupVersion, add func(*apiruntime.Scheme)) (rest.Interface, error) {

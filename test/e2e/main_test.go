@@ -96,7 +96,7 @@ func install(ctx context.Context, more ...string) error {
 		"upgrade", "--install", "csi-secrets", chart, "--namespace", driverNamespace, "--wait", "--timeout", "2m",
 		"--set", "linux.image.repository=" + repository, "--set", "linux.image.tag=" + tag, "--set", "linux.image.pullPolicy=Never",
 		"--set", "rotationPollInterval=3s", "--set", "providerHealthCheck=true", "--set", "providerHealthCheckInterval=2s", "--set", "logVerbosity=2",
-		"--set", "tokenRequests[0].audience=vault", "--set", "tokenRequests[1].audience=conjur",
+		"--set-json", `tokenRequests=[{"audience":"vault"},{"audience":"conjur"},{"audience":""}]`,
 		"--set", "linux.localFolders={/srv/secrets}",
 		"--set-string", "linux.podAnnotations.run=" + began, // a cluster that was kept has an older image
 	}

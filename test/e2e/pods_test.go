@@ -163,7 +163,7 @@ func TestTheProviderGetsThePodsTokens(t *testing.T) {
 	n.classOf("db", "e2e", map[string]string{"objects": "- objectName: user", "requireAudience": "conjur"})
 	n.pod("web", template(idle, "db"))
 	n.ready("pod/web")
-	if got := provider(t, http.MethodGet, "/audiences", ""); got != "conjur\nvault\n" {
+	if got := provider(t, http.MethodGet, "/audiences", ""); got != "\nconjur\nvault\n" {
 		t.Errorf("the audiences are %q", got)
 	}
 }
@@ -236,5 +236,40 @@ func TestAChangedClassReachesARunningPod(t *testing.T) {
 	eventually(t, func() error {
 		_, err := tryKubectl(t, nil, "-n", n.name, "exec", "web", "--", "cat", "/mnt/db/another")
 		return err
+	})
+}
+
+// What lies in the cluster itself is read with the pod's token: what its service
+// account may not read, it does not get.
+func TestASecretOfTheClusterIsReadAsThePod(t *testing.T) {
+	n := newNamespace(t)
+	n.kubectl("create", "secret", "generic", "db", "--from-literal=password=first", "--from-literal=user=app")
+	n.kubectl("create", "secret", "generic", "other", "--from-literal=password=canary")
+	n.kubectl("create", "configmap", "settings", "--from-literal=level=info")
+	n.kubectl("create", "role", "reader", "--verb=get", "--resource=secrets,configmaps", "--resource-name=db", "--resource-name=settings")
+	n.kubectl("create", "rolebinding", "reader", "--role=reader", "--serviceaccount="+n.name+":default")
+	n.classOf("db", "kubernetes", map[string]string{"objects": "- {objectName: db, key: password, filePermission: \"0400\"}\n- {objectName: settings, objectType: configmap, objectAlias: conf}"})
+	n.classOf("other", "kubernetes", map[string]string{"objects": "- objectName: other"})
+	n.pod("web", template(idle, "db"))
+	n.pod("greedy", template(idle, "other"))
+	n.ready("pod/web")
+	if got := n.cat("web", "/mnt/db/password") + "|" + n.cat("web", "/mnt/db/conf/level"); got != "first|info" {
+		t.Errorf("the pod reads %q", got)
+	}
+	n.kubectl("patch", "secret", "db", "-p", `{"stringData":{"password":"second"}}`)
+	eventually(t, func() error {
+		if got := n.cat("web", "/mnt/db/password"); got != "second" {
+			return fmt.Errorf("the pod reads %q", got)
+		}
+		return nil
+	})
+	eventually(t, func() error {
+		events := n.events("greedy")
+		for _, words := range []string{"PermissionDenied", "the service account " + n.name + "/default may not", `give it a Role with the verb get on secrets "other"`} {
+			if !strings.Contains(events, words) {
+				return fmt.Errorf("the events do not say %q: %s", words, events)
+			}
+		}
+		return nil
 	})
 }

@@ -1,0 +1,150 @@
+// Package kubernetes is the provider of what lies in the cluster itself: keys of
+// the Secrets and ConfigMaps of the pod's namespace, read with the pod's own
+// token. README.md is its manual.
+//
+// It speaks the API server's REST API
+// (https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.36/).
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
+)
+
+// atOnce is how many objects of one volume are asked for at the same time.
+const atOnce = 8
+
+// Provider reads Secrets and ConfigMaps. It holds no secret between two calls
+// and is safe for concurrent use.
+type Provider struct {
+	server string
+	client *http.Client
+}
+
+var (
+	_ provider.Provider  = (*Provider)(nil)
+	_ provider.Validator = (*Provider)(nil)
+)
+
+// New returns a Provider that asks the API server at that URL by a client
+// without credentials of its own.
+func New(server string, client *http.Client) *Provider {
+	return &Provider{strings.TrimSuffix(server, "/"), client}
+}
+
+// Validate tells what is wrong with a class's parameters.
+func (p *Provider) Validate(parameters map[string]string) []provider.Problem {
+	reader := provider.NewParams(parameters)
+	decode(reader)
+	return reader.Problems()
+}
+
+// Fetch reads each Secret and ConfigMap that the class names once.
+func (p *Provider) Fetch(ctx context.Context, req provider.Request) (_ provider.Result, err error) {
+	reader := provider.NewParams(req.Parameters)
+	d := decode(reader)
+	if err := reader.Err(); err != nil {
+		return provider.Result{}, err
+	}
+	token, err := tokenOf(req, d)
+	if err != nil {
+		return provider.Result{}, err
+	}
+	var sources []source
+	for _, o := range d.objects {
+		if !slices.Contains(sources, o.source) {
+			sources = append(sources, o.source)
+		}
+	}
+	found := make([]contents, len(sources))
+	defer func() {
+		for _, c := range found {
+			c.clear()
+		}
+	}()
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for i, s := range sources {
+		group.Go(func() (err error) {
+			found[i], err = p.get(groupCtx, req.Pod, s, token)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return provider.Result{}, err
+	}
+	var result provider.Result
+	for i, s := range sources {
+		result.Versions = append(result.Versions, provider.ObjectVersion{ID: s.String(), Version: found[i].version})
+	}
+	for _, o := range d.objects {
+		files, err := o.files(found[slices.Index(sources, o.source)], req)
+		if err != nil {
+			result.Clear()
+			return provider.Result{}, err
+		}
+		result.Files = append(result.Files, files...)
+	}
+	return result, nil
+}
+
+// files returns what an object brings of its Secret or ConfigMap.
+func (o object) files(c contents, req provider.Request) ([]provider.File, error) {
+	keys := []string{o.key}
+	if o.key == "" {
+		if keys = slices.Sorted(maps.Keys(c.data)); len(keys) == 0 {
+			return nil, &provider.Error{Kind: provider.NotFound, Object: o.source.in(req.Pod), Err: errors.New("it has no keys"), Remedy: "put one there"}
+		}
+	}
+	mode := o.mode
+	if mode == unset {
+		mode = req.Mode
+	}
+	files := make([]provider.File, 0, len(keys))
+	for _, key := range keys {
+		value, ok := c.data[key]
+		if !ok {
+			return nil, &provider.Error{Kind: provider.NotFound, Object: o.source.in(req.Pod), Err: fmt.Errorf("it has no key %q", key),
+				Remedy: "it has " + strings.Join(slices.Sorted(maps.Keys(c.data)), ", ") + "; correct the key in the class"}
+		}
+		files = append(files, provider.File{Path: o.path(key), Mode: mode, Contents: secret.New(slices.Clone(value))})
+	}
+	return files, nil
+}
+
+// tokenOf returns the pod's token that is for the API server.
+func tokenOf(req provider.Request, d *params) (secret.Value, error) {
+	audiences := apiAudiences
+	if d.audience != "" {
+		audiences = []string{d.audience}
+	}
+	for _, audience := range audiences {
+		if token, ok := req.Tokens[audience]; ok {
+			return token.Value, nil
+		}
+	}
+	err := &provider.Error{Kind: provider.Denied, Err: fmt.Errorf("kubelet sent no token of the pod for the audience %q", audiences[0]),
+		Remedy: fmt.Sprintf("list the audience %q in the CSIDriver's tokenRequests", audiences[0])}
+	if d.audience == "" {
+		err.Err = errors.New("kubelet sent no token of the pod for the API server")
+		err.Remedy = `list the audience "", which is the API server's own, in the CSIDriver's tokenRequests (chart: tokenRequests), or name another that it accepts in the parameter "audience"`
+	}
+	if len(req.Tokens) > 0 {
+		err.Err = fmt.Errorf("%w; those that there are have the audiences %q", err.Err, slices.Sorted(maps.Keys(req.Tokens)))
+	}
+	return secret.Value{}, err
+}
+
+// apiAudiences are the audiences that an API server takes for its own, as
+// clusters are usually set up.
+var apiAudiences = []string{"", "https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local", "kubernetes", "api"}
