@@ -42,7 +42,7 @@ unit: ## unit tests, under the race detector where there is a C compiler
 	HELM="$(HELM)" go test $(RACE) ./charts/... ./cmd/... ./internal/... ./pkg/...
 
 SYSTEM := ./test/badinput ./test/bench ./test/canary ./test/faults ./test/serving
-E2E    := ./test/cluster ./test/e2e
+E2E    := ./test/cluster ./test/e2e ./test/migrate ./test/peer/...
 
 # The driver under test is built with the race detector too, and ends at the
 # first race that it sees.
@@ -88,6 +88,10 @@ vuln: ## look for known vulnerabilities; needs a network that reaches vuln.go.de
 .PHONY: bench
 bench: build ## rates, latencies and memory, beside the kernel's floor in the same run
 	go run ./test/bench -driver bin/csi-secrets
+
+.PHONY: bench-peer
+bench-peer: ## the same side by side with secrets-store-csi-driver, in a cluster; needs root
+	go run ./test/peer
 
 .PHONY: binaries
 binaries: # the programs of the image, one for each architecture
