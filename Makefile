@@ -57,7 +57,7 @@ e2e: ## the chart and the image in a real Kubernetes, which is built once; needs
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME each
-	@go list ./... | while read -r package; do \
+	@go list ./cmd/... ./internal/... ./pkg/... | while read -r package; do \
 		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
 			echo "fuzz $$package $$target"; \
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \

@@ -51,6 +51,7 @@ type nodeOptions struct {
 	interval         time.Duration
 	events           string
 	localFolders     []string
+	writable         bool
 	startupTaint     string
 	healthCheck      bool
 	healthInterval   time.Duration
@@ -99,6 +100,7 @@ YAML files of a folder, and no API server is needed.`,
 	flags.StringVar(&o.registrationPath, "kubelet-registration-path", "", "path of the CSI socket as kubelet sees it; that of --endpoint where empty")
 	flags.StringVar(&o.events, "events", eventsProblems, "which events pods get: \"problems\" of refreshes, and their ends, and new files; \"all\" for every mount too; \"none\"")
 	flags.StringSliceVar(&o.localFolders, "local-folders", nil, "folders that the provider \"local\" may read; none in a cluster, and all with --classes, where empty")
+	flags.BoolVar(&o.writable, "writable-volumes", false, "make volumes writable on the host, though not to pods, for another driver that is to take over")
 	flags.BoolVar(&o.healthCheck, "provider-health-check", false, "ask external providers for their version, and tell of those that do not answer")
 	flags.DurationVar(&o.healthInterval, "provider-health-check-interval", 2*time.Minute, "how often external providers are asked")
 	flags.StringVar(&o.startupTaint, "startup-taint", "", "key of a taint to remove from the node once kubelet has registered the driver; empty for none")
@@ -186,7 +188,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	fetcher := fetch.New(providers, 0)
 	var used activity
 	volumes, err := volume.New(volume.Config{
-		StateDir: o.stateDir, Classes: classes, Fetcher: fetcher, Observer: append(surroundings.observers, schedule, &used),
+		StateDir: o.stateDir, Classes: classes, Fetcher: fetcher, Observer: append(surroundings.observers, schedule, &used), Writable: o.writable,
 	})
 	if err != nil {
 		return err

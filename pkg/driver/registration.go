@@ -34,16 +34,22 @@ type Registration struct {
 // How long Serve waits before it offers a driver again that kubelet has refused.
 const firstOffer, lastOffer = time.Second, 30 * time.Second
 
+// lookEvery is how often Serve looks whether its socket is there.
+const lookEvery = 2 * time.Second
+
 // Serve answers kubelet until ctx ends. kubelet asks a socket once. Where it then
 // refuses the driver, as it does while it cannot reach the API server, there has
 // to be a new socket for it to ask again.
 func (r *Registration) Serve(ctx context.Context) error {
 	for wait := firstOffer; ; wait = min(2*wait, lastOffer) {
 		why, err := r.offer(ctx)
+		if errors.Is(err, errInUse) { // by a driver that is about to end
+			why, err = err, nil
+		}
 		if err != nil || ctx.Err() != nil {
 			return err
 		}
-		klog.FromContext(ctx).Error(why, "kubelet refuses the driver; it is offered again", "driver", r.Name, "after", wait)
+		klog.FromContext(ctx).Error(why, "The driver is not registered; it is offered to kubelet again", "driver", r.Name, "after", wait)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -66,13 +72,23 @@ func (r *Registration) offer(ctx context.Context) (refused, err error) {
 	defer stop()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	select {
-	case err := <-served:
-		if ctx.Err() == nil {
-			return nil, fmt.Errorf("register with kubelet: %w", err)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-served:
+			if ctx.Err() == nil {
+				return nil, fmt.Errorf("register with kubelet: %w", err)
+			}
+			return nil, nil
+		case refused = <-refusal:
+		case <-look.C:
+			if listener.(*ownSocket).there() {
+				continue
+			}
+			// The driver before this one took it for its own when it ended.
+			refused = errors.New("the socket is gone")
 		}
-		return nil, nil
-	case refused = <-refusal:
 		server.GracefulStop() // kubelet hears the answer
 		<-served
 		return refused, nil

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -13,6 +14,12 @@ import (
 
 // register serves a registration and returns kubelet's end of it.
 func register(t *testing.T) (kubelet registration.RegistrationClient, stop func() error) {
+	t.Helper()
+	kubelet, _, stop = registerIn(t)
+	return kubelet, stop
+}
+
+func registerIn(t *testing.T) (kubelet registration.RegistrationClient, socket string, stop func() error) {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "cs")
 	if err != nil {
@@ -29,7 +36,7 @@ func register(t *testing.T) (kubelet registration.RegistrationClient, stop func(
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(); cancel() })
-	return registration.NewRegistrationClient(conn), func() error { cancel(); return <-served }
+	return registration.NewRegistrationClient(conn), filepath.Join(folder, "secrets-store.csi.k8s.io-reg.sock"), func() error { cancel(); return <-served }
 }
 
 func TestKubeletLearnsOfTheDriverEachTimeItAsks(t *testing.T) {
@@ -66,5 +73,45 @@ func TestARefusedDriverIsOfferedAgain(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Two drivers may overlap when one takes the other's place: the one that ends
+// leaves the other's socket, and one whose socket was taken away makes another.
+func TestDriversThatOverlapKeepTheirSockets(t *testing.T) {
+	kubelet, socket, stop := registerIn(t)
+	if _, err := kubelet.GetInfo(t.Context(), &registration.InfoRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Lstat(socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the socket did not come back")
+		}
+	}
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	next, err := Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(socket); err != nil {
+		t.Error("the driver that ended took the other's socket away")
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(socket); err == nil {
+		t.Error("the last one has left its socket")
 	}
 }

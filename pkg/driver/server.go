@@ -62,7 +62,7 @@ func Listen(endpoint string) (net.Listener, error) {
 	}
 	if conn, err := net.DialTimeout("unix", file, time.Second); err == nil {
 		conn.Close()
-		return nil, fmt.Errorf("endpoint %s: another process listens on it", endpoint)
+		return nil, fmt.Errorf("endpoint %s: %w", endpoint, errInUse)
 	}
 	if info, err := os.Lstat(file); err == nil && info.Mode()&os.ModeSocket == 0 {
 		return nil, fmt.Errorf("endpoint %s: the file exists and is no socket", endpoint)
@@ -74,11 +74,41 @@ func Listen(endpoint string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", endpoint, err)
 	}
-	if err := os.Chmod(file, 0o600); err != nil {
+	own := &ownSocket{UnixListener: listener.(*net.UnixListener), file: file}
+	own.SetUnlinkOnClose(false)
+	err = os.Chmod(file, 0o600)
+	if err == nil {
+		own.info, err = os.Lstat(file)
+	}
+	if err != nil {
 		listener.Close()
 		return nil, fmt.Errorf("endpoint %s: %w", endpoint, err)
 	}
-	return listener, nil
+	return own, nil
+}
+
+// errInUse: another process listens on the socket.
+var errInUse = errors.New("another process listens on it")
+
+// ownSocket is a Unix socket whose file goes with it, unless somebody else has
+// put another there: a driver that takes this one's place may be up already.
+type ownSocket struct {
+	*net.UnixListener
+	file string
+	info os.FileInfo
+}
+
+// there tells whether the file is still this socket's.
+func (s *ownSocket) there() bool {
+	info, err := os.Lstat(s.file)
+	return err == nil && os.SameFile(info, s.info)
+}
+
+func (s *ownSocket) Close() error {
+	if s.there() {
+		_ = os.Remove(s.file)
+	}
+	return s.UnixListener.Close()
 }
 
 // SocketFile returns the absolute path of an endpoint's socket. As in

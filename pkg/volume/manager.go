@@ -27,6 +27,9 @@ type Config struct {
 	Observer Observer
 	// Mounter looks at mounts; nil for the system's own.
 	Mounter mount.Interface
+	// Writable makes the mounts on the host writable, those of recovered volumes
+	// too, for another driver that is to take over. Pods see no difference.
+	Writable bool
 }
 
 // Manager keeps the volumes of a node. It is safe for concurrent use; calls for
@@ -38,6 +41,7 @@ type Manager struct {
 	mounter  mount.Interface
 	records  *records
 	noswap   bool
+	writable bool
 
 	locks locks
 
@@ -68,7 +72,7 @@ func New(c Config) (*Manager, error) {
 		return nil, err
 	}
 	return &Manager{
-		classes: c.Classes, fetcher: c.Fetcher, observer: c.Observer, mounter: c.Mounter, records: records, noswap: noswap,
+		classes: c.Classes, fetcher: c.Fetcher, observer: c.Observer, mounter: c.Mounter, records: records, noswap: noswap, writable: c.Writable,
 		byTarget: map[string]*volume{}, targets: map[string][]string{},
 	}, nil
 }
@@ -147,7 +151,7 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 		return err
 	}
 	defer target.Close()
-	if err := t.attach(target, false); err != nil {
+	if err := t.attach(target, m.writable); err != nil {
 		return err
 	}
 	m.put(v)
@@ -427,6 +431,9 @@ func (m *Manager) recover(ctx context.Context, rec record) error {
 		return errors.New("its mount holds no whole set of files; kubelet's next publish fills it")
 	}
 	m.put(&volume{record: rec})
+	if m.writable {
+		return makeWritable(rec.TargetPath)
+	}
 	return nil
 }
 

@@ -74,7 +74,8 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 type fixture struct {
 	*Manager
 	*store
-	dir string
+	dir      string
+	writable bool
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -97,7 +98,7 @@ func (f *fixture) restart(t *testing.T) {
 	if f.Manager != nil {
 		f.Manager.Close()
 	}
-	m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.store})
+	m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.store, Writable: f.writable})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -49,4 +50,79 @@ func TestAVolumeShowsInPeerNamespaces(t *testing.T) {
 	}
 	inDriver(func() error { return f.Unpublish(t.Context(), r.VolumeID, r.TargetPath) })
 	f.assertNothing(t, r)
+}
+
+// Another driver writes to the mount at the target, in its own way. Pods have
+// mounts of their own of the same tmpfs, and see no difference.
+func TestAVolumeIsHandedBack(t *testing.T) {
+	host := t.TempDir()
+	if err := unix.Mount("tmpfs", host, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(host, unix.MNT_DETACH)
+	if err := unix.Mount("", host, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	f := newFixture(t)
+	r := f.request("web")
+	r.TargetPath = filepath.Join(host, "web", "mount")
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	pod := filepath.Join(t.TempDir(), "pod")
+	if err := os.Mkdir(pod, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(r.TargetPath, pod, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(pod, unix.MNT_DETACH)
+	theirs := filepath.Join(r.TargetPath, "theirs")
+	if err := os.Mkdir(theirs, 0o755); err == nil {
+		t.Fatal("the mount on the host is writable")
+	}
+
+	// The driver's mount namespace is another than the host's.
+	f.writable = true
+	restarted := make(chan struct{})
+	go func() {
+		defer close(restarted)
+		runtime.LockOSThread() // for good
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			t.Error(err)
+			return
+		}
+		f.restart(t)
+	}()
+	<-restarted
+	if err := os.Mkdir(theirs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(pod, "theirs")); err != nil {
+		t.Errorf("the pod has another tmpfs: %v", err)
+	}
+	if err := os.Mkdir(filepath.Join(pod, "own"), 0o755); err == nil {
+		t.Error("the pod can write")
+	}
+	if got := visible(t, pod)["a"]; got != "1" {
+		t.Errorf("the pod reads %q", got)
+	}
+	if err := os.Remove(theirs); err != nil {
+		t.Fatal(err)
+	}
+	f.set(map[string]string{"a": "2"}, nil)
+	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil || visible(t, pod)["a"] != "2" {
+		t.Errorf("after a refresh the pod reads %v, %v", visible(t, pod), err)
+	}
+	// There is one mount only.
+	if err := unix.Unmount(r.TargetPath, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != nil || f.isMounted(t, r.TargetPath) {
+		t.Errorf("after an unmount it is mounted: %v", err)
+	}
+	next := f.request("next")
+	if err := f.Publish(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(next.TargetPath, "theirs"), 0o755); err != nil {
+		t.Error(err)
+	}
 }

@@ -13,6 +13,9 @@ import (
 // hardened are the attributes of every mount of a volume.
 const hardened = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
+// moveMountBeneath is MOVE_MOUNT_BENEATH of linux/mount.h (Linux 6.5).
+const moveMountBeneath = 0x200
+
 // tmpfsOptions are those of one volume's tmpfs.
 type tmpfsOptions struct {
 	size    int64  // bytes
@@ -119,6 +122,46 @@ func (t *tree) attach(target *os.File, writable bool) error {
 		return fmt.Errorf("attach the mount to %s: %w", target.Name(), err)
 	}
 	return nil
+}
+
+// makeWritable replaces the read-only mount at target by a writable one of the
+// same tmpfs, as secrets-store-csi-driver needs it. (The flags of a mount do not
+// propagate from one mount namespace to others; a mount does.)
+func makeWritable(target string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(target, &st); err != nil {
+		return fmt.Errorf("look at the file system of %s: %w", target, err)
+	}
+	if st.Flags&unix.ST_RDONLY == 0 {
+		return nil
+	}
+	t, err := openTree(target)
+	if err != nil {
+		return err
+	}
+	top, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.close()
+		return fmt.Errorf("open the target path %s: %w", target, err)
+	}
+	// Linux 6.5 puts the new mount below the old one, so that there always is one.
+	err = unix.MoveMount(t.fd, "", top, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH|moveMountBeneath)
+	_ = unix.Close(top)
+	if err == nil {
+		t.close()
+		return unmount(target)
+	}
+	if err := unmount(target); err != nil {
+		t.close()
+		return err
+	}
+	folder, err := makeTarget(target)
+	if err != nil {
+		t.close()
+		return err
+	}
+	defer folder.Close()
+	return t.attach(folder, true)
 }
 
 // resize gives the tmpfs another size.

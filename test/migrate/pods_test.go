@@ -141,20 +141,6 @@ func (s *set) reads(value string) {
 	})
 }
 
-// readsStill checks that every pod reads this value of the secret now.
-func (s *set) readsStill(value string) {
-	s.t.Helper()
-	have, err := s.lastRead()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for pod := range s.uids {
-		if have[pod] != value {
-			s.t.Errorf("%s reads %q, and not %q", pod, have[pod], value)
-		}
-	}
-}
-
 // lastRead returns what the pods have read last, by their names.
 func (s *set) lastRead() (map[string]string, error) {
 	out, err := try(nil, "kubectl", "-n", s.name, "logs", "-l", "app=reader", "--tail=1", "--prefix", "--max-log-requests=100")
