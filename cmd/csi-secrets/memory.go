@@ -65,19 +65,21 @@ func (a *activity) Unpublished(volume.Info) { a.done.Store(true) }
 // giveBack returns unused memory to the system, now and after activity, until
 // ctx ends.
 func (a *activity) giveBack(ctx context.Context) {
-	a.done.Store(true)
 	ticker := time.NewTicker(giveBackPeriod)
 	defer ticker.Stop()
-	for {
+	give := func() {
+		if err := giveBack(); err != nil {
+			klog.FromContext(ctx).V(2).Info("Unused memory stays resident", "reason", err.Error())
+		}
+	}
+	give()
+	for a.done.Store(true); ; { // the rest of the start
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if !a.done.Swap(false) {
-				continue
-			}
-			if err := giveBack(); err != nil {
-				klog.FromContext(ctx).V(2).Info("Unused memory stays resident", "reason", err.Error())
+			if a.done.Swap(false) {
+				give()
 			}
 		}
 	}

@@ -212,9 +212,6 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	}
 	logger.Info("Serving", "version", buildVersion(), "driver", o.driverName, "node", o.nodeID, "endpoint", o.endpoint, "volumes", volumes.Len())
 
-	if err := giveBack(); err != nil {
-		logger.V(2).Info("Unused memory stays resident", "reason", err.Error())
-	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { used.giveBack(ctx); return nil })
 	group.Go(func() error { return d.Serve(ctx, listener) })

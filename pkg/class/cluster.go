@@ -188,14 +188,18 @@ func (c *Cluster) Watch(ctx context.Context, changed func(Ref)) error {
 // set makes next the class of that name, nil for none. Callers hold c.mu.
 func (c *Cluster) set(ref Ref, next *SecretProviderClass) {
 	before := c.classes[ref]
+	if before == nil {
+		before = c.earlier[ref] // else a restart would have every volume refreshed
+	}
 	if next == nil {
 		delete(c.classes, ref)
 	} else {
 		c.classes[ref] = next
 	}
 	switch {
-	case before == nil && next != nil:
-	case before == nil || next != nil && reflect.DeepEqual(before.Spec, next.Spec):
+	case before == nil && next == nil:
+		return
+	case before != nil && next != nil && reflect.DeepEqual(before.Spec, next.Spec):
 		return
 	}
 	c.unkept = true

@@ -228,6 +228,14 @@ func TestWatchersHearOfChangesOnly(t *testing.T) {
 		expect("a list after a lost watch", "a/y", "a/z")
 		must(t, store.Delete(object("a", "z", "/1")))
 		expect("a deletion", "a/z")
+
+		// After a restart, what an earlier driver knew is no news.
+		c.mu.Lock()
+		c.classes, c.synced = map[Ref]*SecretProviderClass{}, false
+		c.earlier = map[Ref]*SecretProviderClass{{"a", "same"}: object("a", "same", "/1"), {"a", "changed"}: object("a", "changed", "/1")}
+		c.mu.Unlock()
+		must(t, store.Replace([]any{object("a", "same", "/1"), object("a", "changed", "/2"), object("a", "new", "/1")}, "3"))
+		expect("the first list after a restart", "a/changed", "a/new")
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)

@@ -61,13 +61,13 @@ type Statuses struct {
 	// plain says that the cluster's CustomResourceDefinition is that of
 	// secrets-store-csi-driver, whose status has fewer fields.
 	plain   bool
-	synced  bool
 	volumes map[string]volume.Info        // by target
 	places  map[string]place              // where a volume's status is, by target
 	holders map[place]map[string]struct{} // the targets of the volumes of a place
 	owners  map[place]owner               // whose place it is
 	seen    map[place]applied             // what the API server has, as far as is known
-	started chan struct{}                 // closed when synced is set
+	started chan struct{}                 // closed by start
+	start   func()                        // called when seen is that of a list
 }
 
 // place is the namespace and name of a PodStatus.
@@ -101,11 +101,12 @@ func NewStatuses(api *kube.API, node string) (*Statuses, error) {
 	if err != nil {
 		return nil, err
 	}
+	started := make(chan struct{})
 	return &Statuses{
-		client: client, node: node,
+		client: client, node: node, started: started, start: sync.OnceFunc(func() { close(started) }),
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[place](firstRetry, lastRetry)),
 		volumes: map[string]volume.Info{}, places: map[string]place{}, holders: map[place]map[string]struct{}{},
-		owners: map[place]owner{}, seen: map[place]applied{}, started: make(chan struct{}),
+		owners: map[place]owner{}, seen: map[place]applied{},
 	}, nil
 }
 
@@ -444,10 +445,7 @@ func (s statusStore) Replace(list []any, _ string) error {
 			s.lost(at)
 		}
 	}
-	if !s.synced {
-		s.synced = true
-		close(s.started)
-	}
+	s.start()
 	return nil
 }
 

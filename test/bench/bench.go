@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/csi-secrets/csi-secrets/internal/standalone"
+	"github.com/csi-secrets/csi-secrets/test/canned"
 )
 
 // The classes that are measured: of files in a folder, and of an external
@@ -93,7 +94,7 @@ func newBench(s settings, folder string) (*bench, error) {
 
 // rounds measures everything as often as is asked for.
 func (b *bench) rounds(ctx context.Context) error {
-	stop, err := servePlugin(b.layout.Providers(), pluginName, files)
+	stop, err := canned.Serve(b.layout.Providers(), pluginName, files)
 	if err != nil {
 		return err
 	}

@@ -15,13 +15,13 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/test/cluster"
+	"github.com/csi-secrets/csi-secrets/test/e2e/deploy"
 )
 
 const (
@@ -41,44 +41,18 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "the tests with a cluster need root")
-		if os.Getenv("CI") == "true" {
-			os.Exit(1)
+	os.Exit(cluster.Main(m, cluster.Options{Name: "e2e", SyncFrequency: republish}, setUp))
+}
+
+// setUp has the driver and a provider run in the cluster.
+func setUp(ctx context.Context, c *cluster.Cluster) error {
+	kube = c
+	for _, n := range c.Nodes() {
+		if _, err := n.Run(ctx, "mkdir", "-p", "/srv/secrets"); err != nil {
+			return err
 		}
-		os.Exit(0)
 	}
-	status := run(m)
-	os.Exit(status)
-}
-
-func run(m *testing.M) int {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
-	defer cancel()
-	options := cluster.Options{Name: "e2e", SyncFrequency: republish, Log: os.Stderr}
-	if os.Getenv("CSI_SECRETS_E2E_KEEP") == "" {
-		defer func() {
-			if err := cluster.Down(context.Background(), options); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-			}
-		}()
-	}
-	if err := setUp(ctx, options); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
-
-// setUp brings the cluster up with the driver and a provider in it.
-func setUp(ctx context.Context, options cluster.Options) (err error) {
-	if kube, err = cluster.Up(ctx, options); err != nil {
-		return err
-	}
-	if err := kube.BuildImage(ctx); err != nil {
-		return err
-	}
-	if err := startProvider(ctx); err != nil {
+	if err := deploy.Provider(ctx, c); err != nil {
 		return err
 	}
 	return install(ctx)
@@ -104,50 +78,6 @@ func install(ctx context.Context, more ...string) error {
 	if err != nil {
 		logs, _ := kube.Command(ctx, kube.Kubectl(), "-n", driverNamespace, "get", "pods,events", "-o", "wide").CombinedOutput()
 		return fmt.Errorf("helm: %w\n%s\n%s", err, out, logs)
-	}
-	return nil
-}
-
-// startProvider builds the provider of these tests, and runs it as a DaemonSet.
-func startProvider(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "provider")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	binary := filepath.Join(dir, "provider")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./provider")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the provider: %w\n%s", err, out)
-	}
-	program, err := os.ReadFile(binary)
-	if err != nil {
-		return err
-	}
-	for _, n := range kube.Nodes() {
-		if _, err := n.Run(ctx, "mkdir", "-p", "/srv/provider", "/srv/secrets"); err != nil {
-			return err
-		}
-		path, err := n.HostPath("/srv/provider/provider.new")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(path, program, 0o755); err != nil {
-			return err
-		}
-		if _, err := n.Run(ctx, "mv", "/srv/provider/provider.new", "/srv/provider/provider"); err != nil {
-			return err
-		}
-	}
-	for _, arguments := range [][]string{
-		{"apply", "-f", "testdata/provider.yaml"},
-		{"-n", driverNamespace, "rollout", "restart", "daemonset/e2e-provider"},
-		{"-n", driverNamespace, "rollout", "status", "daemonset/e2e-provider", "--timeout=2m"},
-	} {
-		if out, err := kube.Command(ctx, kube.Kubectl(), arguments...).CombinedOutput(); err != nil {
-			return fmt.Errorf("start the provider: %w\n%s", err, out)
-		}
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/test/cluster"
+	"github.com/csi-secrets/csi-secrets/test/e2e/deploy"
 	"github.com/csi-secrets/csi-secrets/test/peer/upstream"
 )
 
@@ -34,43 +35,13 @@ const (
 var kube *cluster.Cluster
 
 func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "the tests with a cluster need root")
-		if os.Getenv("CI") == "true" {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(run(m))
+	os.Exit(cluster.Main(m, cluster.Options{Name: "migrate", SyncFrequency: republish}, setUp))
 }
 
-func run(m *testing.M) int {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
-	defer cancel()
-	options := cluster.Options{Name: "migrate", SyncFrequency: republish, Log: os.Stderr}
-	if os.Getenv("CSI_SECRETS_E2E_KEEP") == "" {
-		defer func() {
-			if err := cluster.Down(context.Background(), options); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-			}
-		}()
-	}
-	if err := setUp(ctx, options); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
-
-// setUp brings the cluster up with the images of both drivers and a provider.
-func setUp(ctx context.Context, options cluster.Options) (err error) {
-	if kube, err = cluster.Up(ctx, options); err != nil {
-		return err
-	}
-	if err := kube.BuildImage(ctx); err != nil {
-		return err
-	}
-	if err := upstream.Load(ctx, kube); err != nil {
+// setUp gives the cluster the images of both drivers and a provider.
+func setUp(ctx context.Context, c *cluster.Cluster) error {
+	kube = c
+	if err := upstream.Load(ctx, c); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "migrate")
@@ -82,46 +53,10 @@ func setUp(ctx context.Context, options cluster.Options) (err error) {
 	if err := upstream.Build(ctx, "./reader", reader); err != nil {
 		return err
 	}
-	if err := (upstream.Image{Name: readerImage, Entrypoint: "/reader", Files: map[string]string{"reader": reader}}).Load(ctx, kube); err != nil {
+	if err := (upstream.Image{Name: readerImage, Entrypoint: "/reader", Files: map[string]string{"reader": reader}}).Load(ctx, c); err != nil {
 		return err
 	}
-	return startProvider(ctx, dir)
-}
-
-// startProvider runs the provider of test/e2e.
-func startProvider(ctx context.Context, dir string) error {
-	binary := filepath.Join(dir, "provider")
-	if err := upstream.Build(ctx, "../e2e/provider", binary); err != nil {
-		return err
-	}
-	node := kube.Nodes()[0]
-	if _, err := node.Run(ctx, "mkdir", "-p", "/srv/provider"); err != nil {
-		return err
-	}
-	path, err := node.HostPath("/srv/provider/provider")
-	if err != nil {
-		return err
-	}
-	program, err := os.ReadFile(binary)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".new", program, 0o755); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	for _, arguments := range [][]string{
-		{"apply", "-f", "../e2e/testdata/provider.yaml"},
-		{"-n", system, "rollout", "restart", "daemonset/e2e-provider"},
-		{"-n", system, "rollout", "status", "daemonset/e2e-provider", "--timeout=2m"},
-	} {
-		if out, err := kube.Command(ctx, "kubectl", arguments...).CombinedOutput(); err != nil {
-			return fmt.Errorf("start the provider: %w\n%s", err, out)
-		}
-	}
-	return nil
+	return deploy.Provider(ctx, c)
 }
 
 // setSecret gives a secret of the provider another value.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-secrets/csi-secrets/internal/standalone"
+	"github.com/csi-secrets/csi-secrets/test/canned"
 	"github.com/csi-secrets/csi-secrets/test/cluster"
 )
 
@@ -83,7 +84,7 @@ func (m *comparison) measure(ctx context.Context, driver string, round int) erro
 	if err != nil {
 		return err
 	}
-	stop, err := serveProvider(layout.Providers())
+	stop, err := canned.Serve(layout.Providers(), providerName, files)
 	if err != nil {
 		return err
 	}

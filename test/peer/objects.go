@@ -27,9 +27,17 @@ const (
 	nodeName  = "peer"
 	namespace = "peer"
 	className = "db"
+	// providerName is the external provider of both drivers.
+	providerName = "peer"
 	// statusTimeout bounds the wait for the last status object of a batch.
 	statusTimeout = 2 * time.Minute
 )
+
+// files is what every volume holds.
+var files = map[string]string{
+	"username": "app",
+	"password": "hunter2-hunter2-hunter2-hunter2-",
+}
 
 // objects are what the drivers find in the API.
 type objects struct {
