@@ -71,6 +71,12 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 		}
 		return result, nil
 	}
+	if result.InScratch {
+		result.Clear() // it says that it has written them
+		if result.Files, err = req.Scratch.Files(); err != nil {
+			return provider.Result{}, fmt.Errorf("provider %q: %w", name, err)
+		}
+	}
 	if err := check(result); err != nil {
 		result.Clear()
 		return provider.Result{}, answer(name, err)
@@ -101,9 +107,6 @@ func (f *Fetcher) limit(ctx context.Context) (context.Context, context.CancelFun
 }
 
 func check(result provider.Result) error {
-	if result.InScratch && len(result.Files) > 0 {
-		return errors.New("it brings files, and says that it has written them too")
-	}
 	paths := make([]string, 0, len(result.Files))
 	for _, f := range result.Files {
 		if err := provider.CheckPath(f.Path); err != nil {

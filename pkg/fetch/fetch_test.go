@@ -99,3 +99,25 @@ func TestAnUnknownProviderIsNamed(t *testing.T) {
 		}
 	}
 }
+
+// written is what a provider has written by itself.
+type written struct {
+	files []provider.File
+	err   error
+}
+
+func (written) Open() (string, error)             { return "", nil }
+func (w written) Files() ([]provider.File, error) { return w.files, w.err }
+
+func TestWhatAProviderWroteByItselfIsItsAnswer(t *testing.T) {
+	f := fetcher(func(context.Context) (provider.Result, error) { return provider.Result{InScratch: true}, nil }, 0)
+	r, err := f.Fetch(t.Context(), "store", provider.Request{Scratch: written{files: []provider.File{{Path: "a", Contents: secret.FromString("x")}}}})
+	if err != nil || len(r.Files) != 1 || r.Files[0].Path != "a" {
+		t.Errorf("got %v, %v", r, err)
+	}
+	for name, s := range map[string]written{"a path outside": {files: []provider.File{{Path: "../a"}}}, "a folder that cannot be read": {err: errors.New("broken")}} {
+		if _, err := f.Fetch(t.Context(), "store", provider.Request{Scratch: s}); err == nil || !strings.Contains(err.Error(), `provider "store"`) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}

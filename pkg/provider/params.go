@@ -16,12 +16,17 @@ import (
 // object, and those end at about 1.5 MiB.
 const maxParameterBytes = 1536 << 10
 
-// VolumeSizeKey is the parameter that bounds a volume's tmpfs.
-const VolumeSizeKey = "volumeSize"
+// The parameters that every class may carry, because a layer above the
+// providers reads them.
+const (
+	// VolumeSizeKey bounds a volume's tmpfs.
+	VolumeSizeKey = "volumeSize"
+	// DerivedFilesKey lists files that are made of others, see package derive.
+	DerivedFilesKey = "derivedFiles"
+)
 
-// commonKeys are parameters that every class may carry because a layer above
-// the providers reads them. They are known to every Params.
-var commonKeys = []string{VolumeSizeKey}
+// commonKeys are known to every Params.
+var commonKeys = []string{VolumeSizeKey, DerivedFilesKey}
 
 // Problem is one mistake in a class's parameters.
 type Problem struct {
@@ -289,6 +294,19 @@ func (it *Item) Required(name, remedy string) string {
 		it.Report(name, "it is missing", remedy)
 	}
 	return v
+}
+
+// Bool returns the field as strconv.ParseBool reads it, false where it is absent.
+func (it *Item) Bool(name string) bool {
+	text := it.Optional(name)
+	if text == "" {
+		return false
+	}
+	b, err := strconv.ParseBool(text)
+	if err != nil {
+		it.Report(name, fmt.Sprintf("%q is not a boolean", text), "write true or false")
+	}
+	return b
 }
 
 // Mode returns the field as a file mode in octal, or otherwise where it is absent.

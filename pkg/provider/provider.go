@@ -73,10 +73,42 @@ type Request struct {
 	TargetPath string
 	// Mode is the mode for files to which the class gives none.
 	Mode fs.FileMode
-	// Scratch makes an empty folder in memory, for an external provider that
-	// writes its files by itself, and returns its path. It is called once at
-	// most, and may be nil where no such provider is served.
-	Scratch func() (dir string, err error)
+	// Annotations reads those of the pod from the API server, with the driver's
+	// own right to do so: a provider calls it only where a class cannot say what
+	// to mount otherwise. It is nil where there is no cluster, or no such right.
+	Annotations func(ctx context.Context) (map[string]string, error)
+	// Scratch may be nil where no provider that writes its files by itself is
+	// served.
+	Scratch Scratch
+	// State is what the provider kept last of this volume; empty for none. Keep
+	// keeps another in its place, or none where it is empty: leases, and the
+	// tokens on which they hang, which a later fetch renews and which
+	// Releaser.Release gives back when the volume goes or was never mounted. Once
+	// Keep returns, that is so even if the driver is killed. A provider calls it
+	// before it makes at its store what has to be given back. Keep is nil where
+	// nothing can be kept: the provider then makes nothing of that kind.
+	//
+	// The files of an answer may or may not have been mounted when the next fetch
+	// sees the state: Mounted tells.
+	State secret.Value
+	Keep  func(state secret.Value) error
+}
+
+// Scratch is an empty folder in memory, for an external provider that writes
+// its files by itself.
+type Scratch interface {
+	// Open makes the folder and returns its path. It is called once at most.
+	Open() (dir string, err error)
+	// Files returns what was written there.
+	Files() ([]File, error)
+}
+
+// Releaser is a Provider that keeps state of volumes (Request.Keep). Release
+// gives back what a state stands for, when the volume is gone: it returns nil
+// once nothing is left at the store, as far as can be known, and is called
+// again after an error. It may be called after a part was given back.
+type Releaser interface {
+	Release(ctx context.Context, state secret.Value) error
 }
 
 // Result is a whole set of files: what it does not name, the volume loses.
@@ -89,7 +121,11 @@ type Result struct {
 	// InScratch says that the files are those of Request.Scratch; Files is empty.
 	InScratch bool
 	// ValidUntil is when the set must have been fetched anew; zero for no bound.
+	// A refresh is planned at two thirds of the time until then.
 	ValidUntil time.Time
+	// RefreshAt is when the provider wants to be asked again at the latest, with
+	// all jitter in it; zero for whenever.
+	RefreshAt time.Time
 }
 
 // Clear overwrites the contents of every file with zeros.

@@ -292,23 +292,17 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 	return fetched{result, size}, nil
 }
 
-// ask asks the provider, and collects the files of one that writes them itself.
+// ask asks the provider.
 func (m *Manager) ask(ctx context.Context, name string, req provider.Request, size int64) (result provider.Result, err error) {
 	s := m.scratchFor(req.TargetPath, size)
-	req.Scratch = s.open
+	req.Scratch = s
 	defer func() {
 		if closeErr := s.close(); closeErr != nil {
 			result.Clear()
 			result, err = provider.Result{}, errors.Join(err, closeErr)
 		}
 	}()
-	result, err = m.fetcher.Fetch(ctx, name, req)
-	if err == nil && result.InScratch {
-		if result.Files, err = s.files(); err != nil {
-			err = fmt.Errorf("provider %q: %w", name, err)
-		}
-	}
-	return result, err
+	return m.fetcher.Fetch(ctx, name, req)
 }
 
 // inContext says of which class err speaks.

@@ -62,11 +62,15 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, req)
 	if s.writes != nil {
-		dir, err := req.Scratch()
+		dir, err := req.Scratch.Open()
+		if err == nil {
+			err = s.writes(dir)
+		}
 		if err != nil {
 			return provider.Result{}, err
 		}
-		return provider.Result{InScratch: true, Versions: []provider.ObjectVersion{{ID: "o", Version: "1"}}}, s.writes(dir)
+		files, err := req.Scratch.Files()
+		return provider.Result{Files: files, Versions: []provider.ObjectVersion{{ID: "o", Version: "1"}}}, err
 	}
 	return provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}, s.err
 }
@@ -661,7 +665,7 @@ func TestFilesThatAProviderWroteTakeTheSameWay(t *testing.T) {
 		gone()
 	}
 	// What a kill left goes with the volume.
-	if _, err := f.scratchFor(r.TargetPath, class.MinVolumeSize).open(); err != nil {
+	if _, err := f.scratchFor(r.TargetPath, class.MinVolumeSize).Open(); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Unpublish(t.Context(), r.VolumeID, r.TargetPath); err != nil {

@@ -31,8 +31,8 @@ func (m *Manager) scratchFor(target string, size int64) *scratch {
 	return &scratch{mounter: m.mounter, dir: filepath.Join(filepath.Dir(target), scratchName), options: tmpfsOptions{size: size, noswap: m.noswap}}
 }
 
-// open makes the scratch and returns its path.
-func (s *scratch) open() (string, error) {
+// Open makes the scratch and returns its path.
+func (s *scratch) Open() (string, error) {
 	if err := s.remove(); err != nil {
 		return "", err
 	}
@@ -53,8 +53,8 @@ func (s *scratch) open() (string, error) {
 	return s.dir, nil
 }
 
-// files returns what a provider wrote there.
-func (s *scratch) files() ([]provider.File, error) {
+// Files returns what a provider wrote there.
+func (s *scratch) Files() ([]provider.File, error) {
 	root, err := os.OpenRoot(s.dir)
 	if err != nil {
 		return nil, err

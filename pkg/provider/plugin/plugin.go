@@ -143,7 +143,7 @@ var _ provider.Provider = (*external)(nil)
 func (e *external) Fetch(ctx context.Context, req provider.Request) (provider.Result, error) {
 	writes := req.Scratch != nil && slices.Contains(e.finder.writers, e.name)
 	if writes {
-		dir, err := req.Scratch()
+		dir, err := req.Scratch.Open()
 		if err != nil {
 			return provider.Result{}, fmt.Errorf("make a folder for the provider to write to: %w", err)
 		}

@@ -752,6 +752,15 @@ func BenchmarkFetch(b *testing.B) {
 	}
 }
 
+// scratch is one that opens as it says.
+type scratch struct {
+	dir string
+	err error
+}
+
+func (s scratch) Open() (string, error)         { return s.dir, s.err }
+func (scratch) Files() ([]provider.File, error) { return nil, nil }
+
 func TestProviderThatWritesByItselfGetsAFolderOfItsOwn(t *testing.T) {
 	folder := plugintest.Dir(t)
 	var asked *v1alpha1.MountRequest
@@ -770,7 +779,7 @@ func TestProviderThatWritesByItselfGetsAFolderOfItsOwn(t *testing.T) {
 	}
 	request := provider.Request{
 		TargetPath: "/target", Mounted: []provider.ObjectVersion{{ID: "a", Version: "0"}},
-		Scratch: func() (string, error) { return "/scratch", nil },
+		Scratch: scratch{"/scratch", nil},
 	}
 	result, err := p.Fetch(t.Context(), request)
 	if err != nil || !result.InScratch || len(result.Versions) != 1 {
@@ -779,7 +788,7 @@ func TestProviderThatWritesByItselfGetsAFolderOfItsOwn(t *testing.T) {
 	if asked.GetTargetPath() != "/scratch" || len(asked.GetCurrentObjectVersion()) > 0 {
 		t.Errorf("it was asked to write to %q, where it has %v", asked.GetTargetPath(), asked.GetCurrentObjectVersion())
 	}
-	request.Scratch = func() (string, error) { return "", errors.New("no memory") }
+	request.Scratch = scratch{"", errors.New("no memory")}
 	asked = nil
 	if _, err := p.Fetch(t.Context(), request); err == nil || asked != nil {
 		t.Errorf("without a folder it was asked %v, %v", asked, err)
