@@ -1,0 +1,158 @@
+package login
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+)
+
+// maxEntries bounds a Cache: beyond it, one that has ended goes, or any.
+const maxEntries = 4096
+
+// loginTimeout bounds one login, which all that wait for it share.
+const loginTimeout = 30 * time.Second
+
+// Session is what a login brought, with its times.
+type Session[T any] struct {
+	Value T
+	// Renew is when it is to be renewed or replaced, Ends when it is of no use any
+	// more.
+	Renew, Ends time.Time
+}
+
+// Cache keeps sessions by a key that names the store, the way to log in, and the
+// identity that logged in: nobody else is to have the same key. Of several calls
+// for one key, one logs in and all others wait for it. The zero Cache is ready to
+// use, by several goroutines.
+type Cache[T any] struct {
+	mu      sync.Mutex
+	entries map[string]*entry[T]
+}
+
+// entry is guarded by Cache.mu; session and err may be read once done is closed.
+type entry[T any] struct {
+	session Session[T]
+	has     bool
+	running chan struct{} // closed when the login that runs has ended; nil where none does
+	err     error         // of the last login
+}
+
+// Login logs in. earlier is the session that is to be renewed or replaced, nil
+// where there is none.
+type Login[T any] func(ctx context.Context, earlier *Session[T]) (Session[T], error)
+
+// Get returns the session of key: one that is fresh, or else what login brings.
+// Where login fails and the earlier session has not ended, it returns that. The
+// login goes on when ctx ends, for those who need it next.
+func (c *Cache[T]) Get(ctx context.Context, key string, login Login[T]) (T, error) {
+	c.mu.Lock()
+	now := time.Now()
+	e := c.entries[key]
+	if e == nil {
+		e = c.add(key, now)
+	}
+	if e.has && now.Before(e.session.Renew) {
+		defer c.mu.Unlock()
+		return e.session.Value, nil
+	}
+	running := e.running
+	if running == nil {
+		running = make(chan struct{})
+		e.running = running
+		var earlier *Session[T]
+		if e.has && now.Before(e.session.Ends) {
+			copied := e.session
+			earlier = &copied
+		}
+		go c.login(context.WithoutCancel(ctx), e, earlier, login)
+	}
+	c.mu.Unlock()
+
+	var none T
+	select {
+	case <-running:
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.has && time.Now().Before(e.session.Ends) {
+		return e.session.Value, nil
+	}
+	if e.err == nil { // it was forgotten meanwhile, or never of any use
+		return none, context.DeadlineExceeded
+	}
+	return none, e.err
+}
+
+func (c *Cache[T]) login(ctx context.Context, e *entry[T], earlier *Session[T], login Login[T]) {
+	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
+	defer cancel()
+	session, err := guarded(ctx, earlier, login)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.err = err; err == nil {
+		e.session, e.has = session, true
+	}
+	close(e.running)
+	e.running = nil
+}
+
+// guarded makes an error of a panic: it must not end the driver of a node.
+func guarded[T any](ctx context.Context, earlier *Session[T], login Login[T]) (session Session[T], err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = &provider.Error{Kind: provider.Internal, Op: "log in", Err: fmt.Errorf("a fault of csi-secrets: panic of type %T", r)}
+		}
+	}()
+	return login(ctx, earlier)
+}
+
+// Put makes session that of key.
+func (c *Cache[T]) Put(key string, session Session[T]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[key]
+	if e == nil {
+		e = c.add(key, time.Now())
+	}
+	e.session, e.has = session, true
+}
+
+// Forget drops the session of key, if bad says so of it, so that the next Get
+// logs in.
+func (c *Cache[T]) Forget(key string, bad func(T) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[key]; e != nil && e.has && bad(e.session.Value) {
+		e.has = false
+	}
+}
+
+// add makes an entry. Callers hold c.mu.
+func (c *Cache[T]) add(key string, now time.Time) *entry[T] {
+	if c.entries == nil {
+		c.entries = map[string]*entry[T]{}
+	}
+	if len(c.entries) >= maxEntries {
+		any := ""
+		for k, e := range c.entries {
+			if e.running != nil {
+				continue
+			}
+			any = k
+			if !e.has || now.After(e.session.Ends) {
+				delete(c.entries, k)
+			}
+		}
+		if len(c.entries) >= maxEntries {
+			delete(c.entries, any)
+		}
+	}
+	e := &entry[T]{}
+	c.entries[key] = e
+	return e
+}
