@@ -45,6 +45,7 @@ type nodeOptions struct {
 	kubeconfig       string
 	classes          string
 	stateDir         string
+	leaseDir         string
 	registrationDir  string
 	registrationPath string
 	rotation         bool
@@ -94,6 +95,7 @@ YAML files of a folder, and no API server is needed.`,
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file of the cluster; that in which the driver runs where empty")
 	flags.StringVar(&o.classes, "classes", "", "folder of SecretProviderClass YAML files, in place of a cluster")
 	flags.StringVar(&o.stateDir, "state-dir", "/run/csi-secrets", "folder for what a restarted driver must know; it holds no secrets")
+	flags.StringVar(&o.leaseDir, "lease-dir", "", "folder on which to mount a tmpfs for the leases of volumes; leases in --state-dir where empty")
 	flags.BoolVar(&o.rotation, "enable-secret-rotation", true, "refresh volumes at the interval; false for on changes only")
 	flags.DurationVar(&o.interval, "rotation-poll-interval", 2*time.Minute, "how often a volume is refreshed; 0 for on changes only")
 	flags.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's folder plugins_registry, to register the driver there; empty for no registration")
@@ -188,7 +190,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	fetcher := fetch.New(providers, 0)
 	var used activity
 	volumes, err := volume.New(volume.Config{
-		StateDir: o.stateDir, Classes: classes, Fetcher: fetcher, Observer: append(surroundings.observers, schedule, &used), Writable: o.writable,
+		StateDir: o.stateDir, LeaseDir: o.leaseDir, Classes: classes, Fetcher: fetcher, Observer: append(surroundings.observers, schedule, &used), Writable: o.writable,
 	})
 	if err != nil {
 		return err
@@ -216,6 +218,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	group.Go(func() error { used.giveBack(ctx); return nil })
 	group.Go(func() error { return d.Serve(ctx, listener) })
 	group.Go(func() error { schedule.Run(ctx, volumes); return nil })
+	group.Go(func() error { volumes.Run(ctx); return nil })
 	if o.healthCheck {
 		group.Go(func() error {
 			external.CheckHealth(ctx, o.healthInterval, func(name string, err error) {

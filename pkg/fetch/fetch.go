@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
 // DefaultTimeout bounds one fetch. It ends before kubelet's own two minutes for
@@ -82,6 +83,25 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 		return provider.Result{}, answer(name, err)
 	}
 	return result, nil
+}
+
+// Release has the provider of that name give back what it kept of a volume that
+// is gone. One that is not there any more, or keeps nothing, has nothing to give.
+func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) (err error) {
+	p, err := f.providers.Get(name)
+	if err != nil {
+		return nil
+	}
+	releaser, ok := p.(provider.Releaser)
+	if !ok {
+		return nil
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("provider %q: a fault of csi-secrets: panic of type %T", name, r)
+		}
+	}()
+	return releaser.Release(ctx, state)
 }
 
 func (f *Fetcher) record(name string, err error, took time.Duration) {

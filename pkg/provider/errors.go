@@ -41,6 +41,11 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
+// ErrNoCredentials is why a provider cannot prove who the pod is: kubelet sent no
+// token. Right after a restart of the driver that is so until kubelet's next call
+// for the volume.
+var ErrNoCredentials = errors.New("kubelet sent no token of the pod")
+
 // Error is a failure of known kind. Its text reads
 // `OBJECT: OP: ERR; REMEDY`, each part left out where it is empty, and never
 // holds a secret value or a token.

@@ -6,7 +6,13 @@ package provider
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"io/fs"
+	"sync"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
@@ -71,6 +77,9 @@ type Request struct {
 	// TargetPath is where the pod's volume is published. It is passed on to
 	// external providers; nothing may be written there.
 	TargetPath string
+	// Key is random and stays the same for the volumes of this node, for
+	// Fingerprint.
+	Key secret.Value
 	// Mode is the mode for files to which the class gives none.
 	Mode fs.FileMode
 	// Annotations reads those of the pod from the API server, with the driver's
@@ -93,6 +102,30 @@ type Request struct {
 	State secret.Value
 	Keep  func(state secret.Value) error
 }
+
+// Fingerprint returns a version for what a store gives none: a MAC of parts under
+// the node's key, which lets nobody guess at them.
+func (r Request) Fingerprint(parts ...[]byte) string {
+	key := r.Key.Reveal()
+	if len(key) == 0 {
+		key = ownKey()
+	}
+	mac := hmac.New(sha256.New, key)
+	for _, part := range parts {
+		var size [8]byte
+		binary.BigEndian.PutUint64(size[:], uint64(len(part)))
+		mac.Write(size[:])
+		mac.Write(part)
+	}
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+}
+
+// ownKey is the key of a process that was given none.
+var ownKey = sync.OnceValue(func() []byte {
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // it does not fail
+	return key
+})
 
 // Scratch is an empty folder in memory, for an external provider that writes
 // its files by itself.

@@ -25,6 +25,9 @@ const (
 	// firstRetry is the wait after a first failure; it doubles with each
 	// further one, up to the interval.
 	firstRetry = 5 * time.Second
+	// lastChance is the least wait after a failure before files that end soon are
+	// fetched again.
+	lastChance = time.Second
 	// watchRetry is the wait before a source that could not be watched is tried
 	// again.
 	watchRetry = 30 * time.Second
@@ -102,9 +105,9 @@ func (s *Scheduler) Published(v volume.Info) {
 		}
 		s.classOf[e.class][e.target] = e
 		s.watch(e.class)
-		s.schedule(e, s.next(v.ValidUntil))
+		s.schedule(e, s.next(v.ValidUntil, v.RefreshAt))
 	}
-	if v.LastError != nil {
+	if v.LastError != nil || v.Waiting {
 		s.schedule(e, time.Now()) // perhaps the new credentials help
 	}
 }
@@ -203,11 +206,14 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
 		return
 	case err == nil:
 		e.failures = 0
-		s.schedule(e, s.next(done.ValidUntil))
+		s.schedule(e, s.next(done.ValidUntil, done.RefreshAt))
 	default:
 		wait := firstRetry << min(e.failures, 10)
 		if s.interval > 0 {
 			wait = min(wait, max(s.interval, firstRetry))
+		}
+		if left := time.Until(done.ValidUntil); left > 0 {
+			wait = min(wait, max(left/4, lastChance)) // what ends soon is asked for more often
 		}
 		e.failures++
 		s.schedule(e, time.Now().Add(jitter(wait)))
@@ -245,8 +251,10 @@ func (s *Scheduler) take() (e *entry, wait time.Duration) {
 	return e, 0
 }
 
-// next is when a volume is due that was fetched just now. Callers hold s.mu.
-func (s *Scheduler) next(validUntil time.Time) time.Time {
+// next is when a volume is due that was fetched just now, given until when its
+// files are valid, and when its provider wants to be asked again. Callers hold
+// s.mu.
+func (s *Scheduler) next(validUntil, refreshAt time.Time) time.Time {
 	now := time.Now()
 	due := now.Add(never)
 	if s.interval > 0 {
@@ -256,6 +264,9 @@ func (s *Scheduler) next(validUntil time.Time) time.Time {
 		if early := now.Add(jitter(validUntil.Sub(now) * 2 / 3)); early.Before(due) {
 			due = early
 		}
+	}
+	if !refreshAt.IsZero() && refreshAt.Before(due) {
+		due = refreshAt
 	}
 	return due
 }

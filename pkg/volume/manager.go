@@ -2,9 +2,11 @@ package volume
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -15,12 +17,17 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
 // Config is what a Manager works with.
 type Config struct {
 	// StateDir keeps a record of every volume. One Manager at a time may use it.
 	StateDir string
+	// LeaseDir is where the driver mounts a tmpfs of its own, for what providers
+	// keep of leases; a folder below StateDir where it is empty. A driver in a
+	// container finds it again if mounts there propagate to the host.
+	LeaseDir string
 	Classes  class.Source
 	Fetcher  Fetcher
 	// Observer may be nil.
@@ -40,6 +47,8 @@ type Manager struct {
 	observer Observer
 	mounter  mount.Interface
 	records  *records
+	kept     *kept
+	key      secret.Value // for versions of what has none
 	noswap   bool
 	writable bool
 
@@ -71,14 +80,50 @@ func New(c Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	key, err := nodeKey(filepath.Join(c.StateDir, "key"))
+	if err != nil {
+		return nil, errors.Join(err, records.close())
+	}
+	if c.LeaseDir == "" {
+		c.LeaseDir = filepath.Join(c.StateDir, "leases")
+	}
+	kept, err := openKept(c.LeaseDir, c.Mounter, noswap)
+	if err != nil {
+		return nil, errors.Join(err, records.close())
+	}
 	return &Manager{
-		classes: c.Classes, fetcher: c.Fetcher, observer: c.Observer, mounter: c.Mounter, records: records, noswap: noswap, writable: c.Writable,
+		classes: c.Classes, fetcher: c.Fetcher, observer: c.Observer, mounter: c.Mounter, records: records, kept: kept, key: key, noswap: noswap, writable: c.Writable,
 		byTarget: map[string]*volume{}, targets: map[string][]string{},
 	}, nil
 }
 
+// nodeKey returns the random key that the file holds, which it makes if need be.
+func nodeKey(path string) (secret.Value, error) {
+	if key, err := os.ReadFile(path); err == nil && len(key) == 32 {
+		return secret.New(key), nil
+	}
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // it does not fail
+	if err := os.WriteFile(path+".new", key, 0o600); err != nil {
+		// Versions are others after the next restart then; a full disk is no reason
+		// for pods not to start.
+		return secret.New(key), nil
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return secret.Value{}, fmt.Errorf("keep the key of the node: %w", err)
+	}
+	return secret.New(key), nil
+}
+
+// Run gives back the leases of volumes that are gone until ctx ends.
+func (m *Manager) Run(ctx context.Context) { m.kept.run(ctx, m.fetcher.Release) }
+
+// Releasing returns how many volumes that are gone have leases that are not given
+// back yet.
+func (m *Manager) Releasing() int { return m.kept.pending() }
+
 // Close gives up the state folder. The volumes stay mounted.
-func (m *Manager) Close() error { return m.records.close() }
+func (m *Manager) Close() error { return errors.Join(m.kept.close(), m.records.close()) }
 
 // NoSwap reports whether this kernel keeps volumes out of swap.
 func (m *Manager) NoSwap() bool { return m.noswap }
@@ -122,6 +167,11 @@ func (m *Manager) Publish(ctx context.Context, req Request) error {
 // publish fetches the volume's files, and mounts them at a target that holds
 // no mount. Whatever a kill between two of its steps leaves, Recover removes.
 func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.kept.release(v.VolumeID, v.TargetPath, ""))
+		}
+	}()
 	got, err := m.fetch(ctx, v)
 	if err != nil {
 		return err
@@ -178,7 +228,7 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 		klog.FromContext(ctx).Error(err, "Took over a mounted volume with the files that it had", "volume", v.VolumeID, "target", v.TargetPath)
 		v.lastError, err = err, nil
 	default:
-		return errors.Join(err, unmount(v.TargetPath), removeEmptyTarget(v.TargetPath))
+		return errors.Join(err, unmount(v.TargetPath), removeEmptyTarget(v.TargetPath), m.kept.release(v.VolumeID, v.TargetPath, ""))
 	}
 	if err := m.records.save(v.record); err != nil {
 		return err
@@ -204,18 +254,24 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 	if known = m.get(target); known == nil || known.VolumeID != volumeID {
 		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
 	}
-	if known.blocked() {
-		return Refreshed{}, nil
-	}
 	next := *known
+	if next.waiting = known.blocked(); next.waiting {
+		m.replace(&next)
+		return Refreshed{Provider: known.Provider}, nil
+	}
 	changed, err := m.refresh(ctx, &next)
+	if next.waiting = known.lost() && errors.Is(err, provider.ErrNoCredentials); next.waiting {
+		// The provider got along without credentials so far, and does not any more.
+		m.replace(&next)
+		return Refreshed{Provider: next.Provider, ValidUntil: next.ValidUntil}, nil
+	}
 	if err != nil {
 		err = fmt.Errorf("refresh volume %s of pod %s/%s: %w", next.VolumeID, next.Pod.Namespace, next.Pod.Name, err)
 	}
 	next.lastError = err
 	m.replace(&next)
 	m.observer.Refreshed(next.info(), changed)
-	return Refreshed{next.Provider, changed, next.validUntil}, err
+	return Refreshed{next.Provider, changed, next.ValidUntil, next.RefreshAt}, err
 }
 
 func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err error) {
@@ -250,6 +306,10 @@ func (m *Manager) fill(ctx context.Context, t *tree, v *volume) (changed bool, e
 		}
 	}
 	changed, err = writeSet(t, got.result.Files, v.FSGroup != nil)
+	if err == nil {
+		// What an earlier provider of the class kept is of no use any more.
+		err = m.kept.release(v.VolumeID, v.TargetPath, v.Provider)
+	}
 	return changed, m.inContext(v, err)
 }
 
@@ -278,7 +338,14 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 	}
 	v.Provider = c.Spec.Provider
 	now := time.Now()
-	result, err := m.ask(ctx, c.Spec.Provider, v.request(c), size)
+	req, key := v.request(c), keptKey{v.VolumeID, v.TargetPath, c.Spec.Provider}
+	if req.State, err = m.kept.get(key); err != nil {
+		return fetched{}, m.inContext(v, err)
+	}
+	defer req.State.Clear()
+	req.Key, req.Keep = m.key, func(state secret.Value) error { return m.kept.put(key, state) }
+	result, err := m.ask(ctx, c.Spec.Provider, req, size)
+	v.leased = m.kept.has(v.VolumeID, v.TargetPath)
 	if err != nil {
 		return fetched{}, m.inContext(v, err)
 	}
@@ -288,7 +355,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 		result.Clear()
 		return fetched{}, m.inContext(v, err)
 	}
-	v.Objects, v.Refreshed, v.validUntil = result.Versions, now, result.ValidUntil
+	v.Objects, v.Refreshed, v.ValidUntil, v.RefreshAt = result.Versions, now, result.ValidUntil, result.RefreshAt
 	return fetched{result, size}, nil
 }
 
@@ -331,6 +398,9 @@ func (m *Manager) Unpublish(ctx context.Context, volumeID, target string) error 
 		return nil
 	}
 	if err := m.takeAway(ctx, target); err != nil {
+		return err
+	}
+	if err := m.kept.release(volumeID, target, ""); err != nil {
 		return err
 	}
 	if err := m.records.remove(volumeID, target); err != nil {
@@ -393,6 +463,10 @@ func (m *Manager) Recover(ctx context.Context) error {
 			problems = append(problems, fmt.Errorf("recover volume %s at %s: %w", rec.VolumeID, rec.TargetPath, err))
 		}
 	}
+	problems = append(problems, m.kept.orphans(func(target string) bool {
+		mounted, err := m.mounted(target)
+		return mounted || err != nil
+	}))
 	return errors.Join(problems...)
 }
 
@@ -424,7 +498,7 @@ func (m *Manager) recover(ctx context.Context, rec record) error {
 	if current == "" {
 		return errors.New("its mount holds no whole set of files; kubelet's next publish fills it")
 	}
-	m.put(&volume{record: rec})
+	m.put(&volume{record: rec, leased: m.kept.has(rec.VolumeID, rec.TargetPath)})
 	if m.writable {
 		return makeWritable(rec.TargetPath)
 	}

@@ -28,9 +28,11 @@ type store struct {
 	parameters map[string]string
 	err        error
 	requests   []provider.Request
-	writes     func(dir string) error // where not nil, the provider writes its files by itself
-	begun      func()                 // called when such a fetch waits
-	hold       chan struct{}          // where not nil, a fetch for the pod "held" waits for it or for ctx
+	fetched    func(req provider.Request) error   // where not nil, called by each fetch
+	release    func(provider, state string) error // where not nil, called by Release
+	writes     func(dir string) error             // where not nil, the provider writes its files by itself
+	begun      func()                             // called when such a fetch waits
+	hold       chan struct{}                      // where not nil, a fetch for the pod "held" waits for it or for ctx
 }
 
 func (s *store) set(files map[string]string, err error) {
@@ -61,6 +63,11 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, req)
+	if s.fetched != nil {
+		if err := s.fetched(req); err != nil {
+			return provider.Result{}, err
+		}
+	}
 	if s.writes != nil {
 		dir, err := req.Scratch.Open()
 		if err == nil {
@@ -73,6 +80,10 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 		return provider.Result{Files: files, Versions: []provider.ObjectVersion{{ID: "o", Version: "1"}}}, err
 	}
 	return provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}, s.err
+}
+
+func (s *store) Release(_ context.Context, name string, state secret.Value) error {
+	return s.release(name, string(state.Reveal()))
 }
 
 type fixture struct {
@@ -89,7 +100,7 @@ func newFixture(t *testing.T) *fixture {
 	t.Cleanup(func() {
 		f.Manager.Close()
 		targets, _ := filepath.Glob(filepath.Join(f.dir, "*", "mount"))
-		for _, target := range targets {
+		for _, target := range append(targets, filepath.Join(f.dir, "state", "leases")) {
 			_ = unix.Unmount(target, unix.MNT_DETACH)
 		}
 	})

@@ -40,6 +40,8 @@ type record struct {
 	Published   time.Time `json:"published,omitzero"`
 	Changed     time.Time `json:"changed,omitzero"`
 	Refreshed   time.Time `json:"refreshed,omitzero"`
+	ValidUntil  time.Time `json:"validUntil,omitzero"`
+	RefreshAt   time.Time `json:"refreshAt,omitzero"`
 }
 
 func (r record) key() string { return r.VolumeID + "\x00" + r.TargetPath }

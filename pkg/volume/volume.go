@@ -94,11 +94,13 @@ type Info struct {
 	Changed    time.Time // when the files became others than before
 	Refreshed  time.Time // when they were last known to be current
 	ValidUntil time.Time // zero where the provider gave no bound
+	RefreshAt  time.Time // when the provider wants to be asked again; zero for whenever
 	// LastError is why the last refresh failed, nil where it did not.
 	LastError error
 	// Blocked says that a refresh has to wait for kubelet's next publish, which
-	// brings the credentials that a restart of the driver lost.
-	Blocked bool
+	// brings the credentials that a restart of the driver lost. Waiting says that
+	// one did wait.
+	Blocked, Waiting bool
 }
 
 // volume is a published volume. It does not change once the Manager has it: a
@@ -106,18 +108,25 @@ type Info struct {
 type volume struct {
 	record
 	credentials Credentials
-	validUntil  time.Time
-	lastError   error
+	// leased says that the provider keeps something of the volume, by which it may
+	// do without credentials.
+	leased    bool
+	waiting   bool // for credentials
+	lastError error
 }
 
 func (v *volume) info() Info {
 	return Info{
 		VolumeID: v.VolumeID, TargetPath: v.TargetPath, Class: v.Class, Provider: v.Provider, Pod: v.Pod, Objects: v.Objects,
-		Published: v.Published, Changed: v.Changed, Refreshed: v.Refreshed, ValidUntil: v.validUntil, LastError: v.lastError, Blocked: v.blocked(),
+		Published: v.Published, Changed: v.Changed, Refreshed: v.Refreshed, ValidUntil: v.ValidUntil, RefreshAt: v.RefreshAt,
+		LastError: v.lastError, Blocked: v.blocked(), Waiting: v.waiting,
 	}
 }
 
-func (v *volume) blocked() bool { return v.Credentials && v.credentials.empty() }
+func (v *volume) blocked() bool { return v.lost() && !v.leased }
+
+// lost reports whether the volume had credentials, and has none since a restart.
+func (v *volume) lost() bool { return v.Credentials && v.credentials.empty() }
 
 // request is what the volume asks of its provider.
 func (v *volume) request(c *class.SecretProviderClass) provider.Request {
@@ -211,6 +220,8 @@ type Refreshed struct {
 	Changed bool
 	// ValidUntil is when they must have been fetched anew; zero for no bound.
 	ValidUntil time.Time
+	// RefreshAt is when the provider wants to be asked again; zero for whenever.
+	RefreshAt time.Time
 }
 
 // Observer hears what happens to volumes. It is called on the publish path and
@@ -250,7 +261,9 @@ func (all Observers) Unpublished(v Info) {
 	}
 }
 
-// Fetcher brings the files of a class, checked.
+// Fetcher brings the files of a class, checked, and gives back what a provider
+// kept of a volume that is gone.
 type Fetcher interface {
 	Fetch(ctx context.Context, providerName string, req provider.Request) (provider.Result, error)
+	Release(ctx context.Context, providerName string, state secret.Value) error
 }

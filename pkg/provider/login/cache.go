@@ -111,15 +111,21 @@ func guarded[T any](ctx context.Context, earlier *Session[T], login Login[T]) (s
 	return login(ctx, earlier)
 }
 
-// Put makes session that of key.
-func (c *Cache[T]) Put(key string, session Session[T]) {
+// Put makes session that of key, unless there is one that is fresh, and reports
+// whether it did.
+func (c *Cache[T]) Put(key string, session Session[T]) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	now := time.Now()
 	e := c.entries[key]
-	if e == nil {
-		e = c.add(key, time.Now())
+	switch {
+	case e == nil:
+		e = c.add(key, now)
+	case e.has && now.Before(e.session.Renew), e.running != nil:
+		return false
 	}
 	e.session, e.has = session, true
+	return true
 }
 
 // Forget drops the session of key, if bad says so of it, so that the next Get

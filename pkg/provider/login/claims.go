@@ -109,12 +109,14 @@ func Token(req provider.Request, store string, audiences ...string) (provider.To
 		}
 		return token, nil
 	}
+	if len(req.Tokens) == 0 {
+		return provider.Token{}, &provider.Error{Kind: provider.Denied, Op: "log in to " + store, Err: provider.ErrNoCredentials,
+			Remedy: fmt.Sprintf("list the audience %q in the CSIDriver's tokenRequests (chart: tokenRequests)", audiences[0])}
+	}
 	err := &provider.Error{Kind: provider.Denied, Op: "log in to " + store,
 		Err:    fmt.Errorf("kubelet sent no token of the pod for the audience %s", quoted(audiences[:1])),
 		Remedy: fmt.Sprintf("list the audience %q in the CSIDriver's tokenRequests (chart: tokenRequests)", audiences[0])}
-	if len(req.Tokens) > 0 {
-		err.Err = fmt.Errorf("%w; those that there are have the audiences %s", err.Err, quoted(slices.Sorted(maps.Keys(req.Tokens))))
-	}
+	err.Err = fmt.Errorf("%w; those that there are have the audiences %s", err.Err, quoted(slices.Sorted(maps.Keys(req.Tokens))))
 	return provider.Token{}, err
 }
 

@@ -129,6 +129,9 @@ func TestASessionIsRenewedInTimeAndUsedUntilItsEnd(t *testing.T) {
 		want("a", got, err)
 		got, err = get("b", nil)
 		want("a", got, err)
+		if c.Put("k", session("another", time.Minute, time.Hour)) {
+			t.Error("a fresh session was replaced")
+		}
 		time.Sleep(2 * time.Minute)
 		got, err = get("b", nil)
 		want("b after a", got, err)
