@@ -30,6 +30,8 @@ type Config struct {
 	LeaseDir string
 	Classes  class.Source
 	Fetcher  Fetcher
+	// Annotations reads those of pods for providers; nil where nobody can.
+	Annotations func(ctx context.Context, pod provider.Pod) (map[string]string, error)
 	// Observer may be nil.
 	Observer Observer
 	// Mounter looks at mounts; nil for the system's own.
@@ -42,15 +44,16 @@ type Config struct {
 // Manager keeps the volumes of a node. It is safe for concurrent use; calls for
 // one volume, or for one target, run one after another.
 type Manager struct {
-	classes  class.Source
-	fetcher  Fetcher
-	observer Observer
-	mounter  mount.Interface
-	records  *records
-	kept     *kept
-	key      secret.Value // for versions of what has none
-	noswap   bool
-	writable bool
+	classes     class.Source
+	fetcher     Fetcher
+	annotations func(ctx context.Context, pod provider.Pod) (map[string]string, error)
+	observer    Observer
+	mounter     mount.Interface
+	records     *records
+	kept        *kept
+	key         secret.Value // for versions of what has none
+	noswap      bool
+	writable    bool
 
 	locks locks
 
@@ -92,7 +95,7 @@ func New(c Config) (*Manager, error) {
 		return nil, errors.Join(err, records.close())
 	}
 	return &Manager{
-		classes: c.Classes, fetcher: c.Fetcher, observer: c.Observer, mounter: c.Mounter, records: records, kept: kept, key: key, noswap: noswap, writable: c.Writable,
+		classes: c.Classes, fetcher: c.Fetcher, annotations: c.Annotations, observer: c.Observer, mounter: c.Mounter, records: records, kept: kept, key: key, noswap: noswap, writable: c.Writable,
 		byTarget: map[string]*volume{}, targets: map[string][]string{},
 	}, nil
 }
@@ -344,6 +347,9 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 	}
 	defer req.State.Clear()
 	req.Key, req.Keep = m.key, func(state secret.Value) error { return m.kept.put(key, state) }
+	if m.annotations != nil {
+		req.Annotations = func(ctx context.Context) (map[string]string, error) { return m.annotations(ctx, v.Pod) }
+	}
 	result, err := m.ask(ctx, c.Spec.Provider, req, size)
 	v.leased = m.kept.has(v.VolumeID, v.TargetPath)
 	if err != nil {

@@ -95,6 +95,10 @@ func (c Claims) String() string {
 	return text
 }
 
+// APIServerAudiences are those that an API server takes for its own, as clusters
+// are usually set up.
+var APIServerAudiences = []string{"", "https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local", "kubernetes", "api"}
+
 // Token returns the first of the pod's tokens for one of the audiences, which is
 // not over. store names it that the token is for.
 func Token(req provider.Request, store string, audiences ...string) (provider.Token, error) {

@@ -92,7 +92,8 @@ func value(raw json.RawMessage) ([]byte, error) {
 
 // whole returns the answer as HashiCorp's provider writes it. The id of the
 // request is made of the rest of the answer: a server's own is another each time,
-// and would make every refresh a change.
+// and would make every refresh a change. html says whether to write <, > and & as
+// that provider does, by their numbers.
 func (a *answer) whole() ([]byte, error) {
 	stable := *a
 	stable.RequestID = ""

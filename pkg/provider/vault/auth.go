@@ -25,24 +25,29 @@ type session struct {
 	pod string
 }
 
-// identity is who asks, by the token of a pod.
+// identity is who asks, by the tokens of a pod that will do, the best first.
 type identity struct {
-	token  secret.Value
-	claims login.Claims
+	tokens []secret.Value
+	claims login.Claims // of the first
 }
 
-// identify returns who asks. It fails where there is no token for the class's
-// audience.
+// identify returns who asks. It fails where there is no token for an audience of
+// the class's.
 func (d *params) identify(req provider.Request) (*identity, error) {
-	token, err := login.Token(req, d.conn.Address, d.audience)
+	first, err := login.Token(req, d.conn.Address, d.audiences...)
 	if err != nil {
 		return nil, err
 	}
-	claims, err := login.Read(token.Value)
-	if err != nil {
+	who := &identity{tokens: []secret.Value{first.Value}}
+	if who.claims, err = login.Read(first.Value); err != nil {
 		return nil, &provider.Error{Kind: provider.Internal, Op: "read the pod's token", Err: err}
 	}
-	return &identity{token.Value, claims}, nil
+	for _, audience := range d.audiences {
+		if t, ok := req.Tokens[audience]; ok && !t.Value.Equal(first.Value) {
+			who.tokens = append(who.tokens, t.Value)
+		}
+	}
+	return who, nil
 }
 
 // auth is what a login or a renewal of a token answers.
@@ -86,23 +91,37 @@ func (a *auth) ofAccount() bool {
 	return true
 }
 
-// login exchanges the pod's token for one of the store's.
+// login exchanges the pod's token for one of the store's. A role whose audience
+// is another may take the next of the pod's tokens.
 func (d *params) login(ctx context.Context, c *client, who *identity) (*auth, error) {
-	body, err := json.Marshal(map[string]string{"jwt": string(who.token.Reveal()), "role": d.role})
+	var first error
+	for _, token := range who.tokens {
+		a, err := d.loginWith(ctx, c, token)
+		if err == nil {
+			return a, nil
+		}
+		if first == nil {
+			first = d.explainLogin(err, who)
+		}
+		if code := status(err); code != http.StatusForbidden && code != http.StatusBadRequest {
+			break
+		}
+	}
+	return nil, first
+}
+
+func (d *params) loginWith(ctx context.Context, c *client, token secret.Value) (*auth, error) {
+	body, err := json.Marshal(map[string]string{"jwt": string(token.Reveal()), "role": d.role})
 	if err != nil {
 		return nil, err
 	}
 	defer clear(body)
-	answer, err := c.call(ctx, http.MethodPut, "v1/auth/"+d.mount+"/login", "", body, secret.Value{}, who.token)
+	answer, err := c.call(ctx, http.MethodPut, "v1/auth/"+d.mount+"/login", "", body, secret.Value{}, token)
 	if err != nil {
-		return nil, d.explainLogin(err, who)
+		return nil, err
 	}
 	defer clear(answer)
-	a, err := parseAuth(answer)
-	if err != nil {
-		return nil, d.explainLogin(err, who)
-	}
-	return a, nil
+	return parseAuth(answer)
 }
 
 // explainLogin says what was tried, and what the pod's token says: a server often

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
 )
 
 // maxObjects bounds the objects of one class.
@@ -20,12 +21,13 @@ const defaultOverlap = 5 * time.Minute
 
 // params is what a class asks for.
 type params struct {
-	conn     connection
-	mount    string // of the auth method
-	role     string
-	audience string
-	overlap  time.Duration
-	objects  []object
+	conn  connection
+	mount string // of the auth method
+	role  string
+	// audiences are those of the tokens that will do, the best first.
+	audiences []string
+	overlap   time.Duration
+	objects   []object
 }
 
 // object is one entry of the class.
@@ -89,9 +91,12 @@ func (s spelling) bool(name string) bool {
 // decode reads the class's parameters and reports to p what is wrong with them.
 func (v *Provider) decode(p *provider.Params) *params {
 	s := spelling{p, v.flavour.prefixes}
-	d := &params{conn: v.defaults, mount: v.mount, audience: p.Optional("audience"), overlap: defaultOverlap}
-	if d.audience == "" {
-		d.audience = v.flavour.name
+	d := &params{conn: v.defaults, mount: v.mount, overlap: defaultOverlap}
+	if audience := p.Optional("audience"); audience != "" {
+		d.audiences = []string{audience}
+	} else {
+		// Roles of old have no audience: their tokens are the API server's own.
+		d.audiences = append([]string{v.flavour.name}, login.APIServerAudiences...)
 	}
 	if d.role = p.Optional("roleName"); v.flavour.name != Vault.name {
 		if role, _ := s.optional("RoleName"); role != "" {
