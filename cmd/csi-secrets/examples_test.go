@@ -2,6 +2,7 @@ package main
 
 import (
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,7 +12,10 @@ import (
 )
 
 func TestExamplesHaveNoMistake(t *testing.T) {
-	registry := provider.NewRegistry(atATerminal(), nil)
+	var o providerOptions
+	all := o.stores()
+	maps.Copy(all, atATerminal())
+	registry := provider.NewRegistry(all, nil)
 	classes := 0
 	err := filepath.WalkDir("../../examples", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !class.IsFile(d.Name()) {

@@ -203,7 +203,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if err := volumes.Recover(ctx); err != nil {
 		logger.Error(err, "Some volumes of an earlier driver could not be recovered")
 	}
-	counted := metrics.New(func() []metrics.Volume { return told(volumes, schedule) })
+	counted := metrics.New(func() metrics.Node { return told(volumes, schedule) })
 	schedule.Recorder, fetcher.Recorder = counted, counted
 	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes, Recorder: counted})
 	if err != nil {
@@ -275,17 +275,17 @@ func runNode(ctx context.Context, o nodeOptions) error {
 }
 
 // told returns what metrics tell of the volumes.
-func told(volumes *volume.Manager, schedule *rotation.Scheduler) []metrics.Volume {
+func told(volumes *volume.Manager, schedule *rotation.Scheduler) metrics.Node {
 	list := volumes.List()
 	all := make([]metrics.Volume, len(list))
 	for i, v := range list {
-		all[i] = metrics.Volume{Namespace: v.Pod.Namespace, Pod: v.Pod.Name, Class: v.Class.Name, Provider: v.Provider, Refreshed: v.Refreshed}
+		all[i] = metrics.Volume{Namespace: v.Pod.Namespace, Pod: v.Pod.Name, Class: v.Class.Name, Provider: v.Provider, Refreshed: v.Refreshed, ValidUntil: v.ValidUntil}
 		all[i].Due, _ = schedule.Due(v.TargetPath)
 		if v.LastError != nil {
 			all[i].ErrorType = provider.KindOf(v.LastError).String()
 		}
 	}
-	return all
+	return metrics.Node{Volumes: all, Releasing: volumes.Releasing()}
 }
 
 // surroundings is what a driver has around it: a cluster, or a folder.

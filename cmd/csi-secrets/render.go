@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -24,6 +26,7 @@ import (
 type renderOptions struct {
 	pick       class.Ref
 	pod        provider.Pod
+	tokens     map[string]string // files by audience
 	showValues bool
 	form       outputForm
 }
@@ -61,6 +64,7 @@ and 2 for a command line or a file that cannot be read.`,
 	flags.StringVar(&o.pod.Namespace, "pod-namespace", "", "namespace of the pod that mounts the volume (default that of the class)")
 	flags.StringVar(&o.pod.Name, "pod-name", "render", "name of the pod that mounts the volume")
 	flags.StringVar(&o.pod.ServiceAccount, "service-account", "default", "service account of the pod that mounts the volume")
+	flags.StringToStringVar(&o.tokens, "token-file", nil, "AUDIENCE=FILE with a service account token for that audience, as kubectl create token --audience makes it; may be repeated")
 	flags.BoolVar(&o.showValues, "show-values", false, "show the contents of files")
 	o.form.addFlags(flags)
 	providers.addFlags(flags)
@@ -156,7 +160,17 @@ func (o renderOptions) fetch(ctx context.Context, fetcher *fetch.Fetcher, d *cla
 	if pod.Namespace == "" {
 		pod.Namespace = d.Class.Namespace
 	}
+	tokens := map[string]provider.Token{}
+	for audience, file := range o.tokens {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return provider.Result{}, fmt.Errorf("read the token for the audience %q: %w", audience, err)
+		}
+		tokens[audience] = provider.Token{Value: secret.New(bytes.TrimSpace(text))}
+	}
+	// Nothing is kept: a provider gives back at once what it has to.
 	return fetcher.Fetch(ctx, d.Class.Spec.Provider, provider.Request{
+		Tokens:     tokens,
 		Parameters: d.Class.Spec.Parameters,
 		Attributes: map[string]string{
 			"secretProviderClass":                    d.Class.Name,

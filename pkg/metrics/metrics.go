@@ -48,13 +48,15 @@ var (
 	volumes         = definition{name: "csi_secrets_volumes", kind: gauge, help: "Volumes that are published on the node."}
 	age             = definition{name: "csi_secrets_volume_age_seconds", kind: gauge, labels: ofVolume, help: "How long ago the files that a pod has mounted were last known to be current, in seconds."}
 	untilRefresh    = definition{name: "csi_secrets_volume_next_refresh_seconds", kind: gauge, labels: ofVolume, help: "How long it is until the next refresh of a pod's files is due, in seconds. It is missing where none is planned."}
+	valid           = definition{name: "csi_secrets_volume_valid_seconds", kind: gauge, labels: ofVolume, help: "How long a pod's files are valid still, in seconds: until the first lease or certificate among them ends. Below 0 something has ended. It is missing where nothing ends."}
+	releasing       = definition{name: "csi_secrets_releases_pending", kind: gauge, help: "Volumes that are gone and have leases at their store still. They are given back at once where the store answers."}
 	failing         = definition{name: "csi_secrets_volume_refresh_failing", kind: gauge, labels: append(ofVolume[:len(ofVolume):len(ofVolume)], "error_type"), help: "1 where the last refresh of a pod's files failed. It is missing where it did not."}
 )
 
 // definitions are all metrics, in the order of the manual.
 var definitions = []definition{
 	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, refreshDuration,
-	fetchDuration, healthy, volumes, age, untilRefresh, failing,
+	fetchDuration, healthy, volumes, age, untilRefresh, valid, failing, releasing,
 }
 
 func (d definition) constant() prometheus.Labels {
@@ -83,8 +85,17 @@ type Volume struct {
 	Refreshed time.Time
 	// Due is when it is refreshed next, zero for never.
 	Due time.Time
+	// ValidUntil is when something among its files ends, zero for never.
+	ValidUntil time.Time
 	// ErrorType is why the last refresh failed, empty where it did not.
 	ErrorType string
+}
+
+// Node is what is told of the volumes of a node.
+type Node struct {
+	Volumes []Volume // that are published
+	// Releasing is how many that are gone have leases still.
+	Releasing int
 }
 
 // Metrics holds the counters of one driver. It is safe for concurrent use.
@@ -99,9 +110,9 @@ type Metrics struct {
 	answers map[string]bool // by provider
 }
 
-// New returns Metrics in which everything is zero. list tells of the volumes
-// that are published, whenever the metrics are asked for.
-func New(list func() []Volume) *Metrics {
+// New returns Metrics in which everything is zero. tell tells of the node's
+// volumes, whenever the metrics are asked for.
+func New(tell func() Node) *Metrics {
 	m := &Metrics{
 		registry:  prometheus.NewRegistry(),
 		published: published.counters(), publishErrors: publishErrors.counters(),
@@ -113,7 +124,7 @@ func New(list func() []Volume) *Metrics {
 	}
 	m.registry.MustRegister(
 		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.refreshDuration, m.fetchDuration, m.healthy,
-		volumeCollector(list),
+		volumeCollector(tell),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -184,29 +195,32 @@ func (m *Metrics) Checked(provider string, answers bool) (changed bool) {
 }
 
 // volumeCollector tells of volumes as they are when it is asked.
-type volumeCollector func() []Volume
+type volumeCollector func() Node
 
 var (
 	volumesDesc      = volumes.desc()
 	ageDesc          = age.desc()
 	untilRefreshDesc = untilRefresh.desc()
+	validDesc        = valid.desc()
 	failingDesc      = failing.desc()
+	releasingDesc    = releasing.desc()
 )
 
 // Describe implements prometheus.Collector.
 func (volumeCollector) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{volumesDesc, ageDesc, untilRefreshDesc, failingDesc} {
+	for _, d := range []*prometheus.Desc{volumesDesc, ageDesc, untilRefreshDesc, validDesc, failingDesc, releasingDesc} {
 		c <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (list volumeCollector) Collect(c chan<- prometheus.Metric) {
+func (tell volumeCollector) Collect(c chan<- prometheus.Metric) {
 	now := time.Now()
-	all := list()
-	c <- prometheus.MustNewConstMetric(volumesDesc, prometheus.GaugeValue, float64(len(all)))
+	node := tell()
+	c <- prometheus.MustNewConstMetric(volumesDesc, prometheus.GaugeValue, float64(len(node.Volumes)))
+	c <- prometheus.MustNewConstMetric(releasingDesc, prometheus.GaugeValue, float64(node.Releasing))
 	told := map[[4]string]bool{}
-	for _, v := range all {
+	for _, v := range node.Volumes {
 		labels := [4]string{v.Namespace, v.Pod, v.Class, v.Provider}
 		if told[labels] {
 			continue // the pod mounts the class twice: its first volume speaks for both
@@ -215,6 +229,9 @@ func (list volumeCollector) Collect(c chan<- prometheus.Metric) {
 		c <- prometheus.MustNewConstMetric(ageDesc, prometheus.GaugeValue, now.Sub(v.Refreshed).Seconds(), labels[:]...)
 		if !v.Due.IsZero() {
 			c <- prometheus.MustNewConstMetric(untilRefreshDesc, prometheus.GaugeValue, max(0, v.Due.Sub(now).Seconds()), labels[:]...)
+		}
+		if !v.ValidUntil.IsZero() {
+			c <- prometheus.MustNewConstMetric(validDesc, prometheus.GaugeValue, v.ValidUntil.Sub(now).Seconds(), labels[:]...)
 		}
 		if v.ErrorType != "" {
 			c <- prometheus.MustNewConstMetric(failingDesc, prometheus.GaugeValue, 1, append(labels[:], v.ErrorType)...)

@@ -28,10 +28,10 @@ func get(t *testing.T, m *Metrics) string {
 // used returns Metrics in which every definition has been counted.
 func used() *Metrics {
 	now := time.Now()
-	m := New(func() []Volume {
-		fresh := Volume{Namespace: "shop", Pod: "web", Class: "db", Provider: "local", Refreshed: now.Add(-time.Hour), Due: now.Add(time.Hour)}
+	m := New(func() Node {
+		fresh := Volume{Namespace: "shop", Pod: "web", Class: "db", Provider: "local", Refreshed: now.Add(-time.Hour), Due: now.Add(time.Hour), ValidUntil: now.Add(2 * time.Hour)}
 		stale := Volume{Namespace: "shop", Pod: "api", Class: "db", Provider: "local", Refreshed: now.Add(-48 * time.Hour), ErrorType: "denied"}
-		return []Volume{fresh, fresh, stale}
+		return Node{Volumes: []Volume{fresh, fresh, stale}, Releasing: 3}
 	})
 	m.Published("local", "")
 	m.Published("local", "")
@@ -53,6 +53,7 @@ func TestWhatIsCountedIsServed(t *testing.T) {
 		`node_publish_total{os_type="linux",provider="local"} 2`,
 		`node_publish_error_total{error_type="denied",os_type="linux",provider="vault"} 1`,
 		`node_unpublish_total{os_type="linux"} 1`,
+		`csi_secrets_releases_pending 3`,
 		`node_unpublish_error_total{os_type="linux"} 1`,
 		`rotation_reconcile_total{os_type="linux",provider="local",rotated="true"} 1`,
 		`rotation_reconcile_total{os_type="linux",provider="local",rotated="false"} 1`,
@@ -71,6 +72,7 @@ func TestWhatIsCountedIsServed(t *testing.T) {
 	for name, bounds := range map[string][2]float64{
 		`csi_secrets_volume_age_seconds{namespace="shop",pod="web",provider="local",secret_provider_class="db"}`:          {3600, 3700},
 		`csi_secrets_volume_age_seconds{namespace="shop",pod="api",provider="local",secret_provider_class="db"}`:          {48 * 3600, 49 * 3600},
+		`csi_secrets_volume_valid_seconds{namespace="shop",pod="web",provider="local",secret_provider_class="db"}`:        {7100, 7200},
 		`csi_secrets_volume_next_refresh_seconds{namespace="shop",pod="web",provider="local",secret_provider_class="db"}`: {3500, 3600},
 	} {
 		var value float64

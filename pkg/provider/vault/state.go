@@ -78,6 +78,8 @@ func loadState(from secret.Value) (*state, error) {
 	if json.Unmarshal(from.Reveal(), &s) != nil {
 		return nil, &provider.Error{Kind: provider.Internal, Op: "read what is kept of the volume's leases", Err: errors.New("it is broken")}
 	}
+	s.Tokens = slices.DeleteFunc(s.Tokens, func(t *token) bool { return t == nil })
+	s.Answers = slices.DeleteFunc(s.Answers, func(a *issued) bool { return a == nil })
 	return &s, nil
 }
 

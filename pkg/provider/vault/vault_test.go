@@ -1,0 +1,421 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
+)
+
+func wantError(t *testing.T, err error, kind provider.Kind, words ...string) {
+	t.Helper()
+	if err == nil || provider.KindOf(err) != kind {
+		t.Fatalf("got %v of kind %v, want %v", err, provider.KindOf(err), kind)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%v\ndoes not say %q", err, w)
+		}
+	}
+	for _, hidden := range []string{canary, "signature-of", "hvs.token"} {
+		if strings.Contains(err.Error(), hidden) {
+			t.Errorf("%v shows %q", err, hidden)
+		}
+	}
+}
+
+func TestOneLoginServesTheVolumesOfAnIdentityAndNobodyElse(t *testing.T) {
+	for name, tc := range map[string]struct {
+		kubernetes bool
+		logins     int
+	}{
+		"under the auth method kubernetes, that of a service account": {true, 2},
+		"under any other, that of a pod":                              {false, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStandIn(t)
+			if !tc.kubernetes {
+				s.metadata = map[string]string{"role": "app"}
+			}
+			s.text("GET secret/data/app", kv("x", 1))
+			p := New(Vault, s.defaults())
+			for _, who := range [][2]string{{"web", "web-1"}, {"web", "web-2"}, {"web", "web-2"}, {"admin", "admin-1"}, {"web", "web-3"}} {
+				if _, _, err := s.volume(who[0], who[1], oneSecret).fetch(t.Context(), p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(s.logins) != tc.logins {
+				t.Errorf("4 pods of 2 service accounts logged in %d times, want %d", len(s.logins), tc.logins)
+			}
+			for i, token := range []string{"hvs.token-1", fmt.Sprint("hvs.token-", len(s.logins))} {
+				if s.count("GET secret/data/app "+token) == 0 {
+					t.Errorf("login %d was never used", i)
+				}
+			}
+		})
+	}
+}
+
+func TestManyVolumesAtOnceTakeOneLogin(t *testing.T) {
+	s := newStandIn(t)
+	s.text("GET secret/data/app", kv("x", 1))
+	p := New(Vault, s.defaults())
+	if _, _, err := s.volume("web", "web-0", oneSecret).fetch(t.Context(), p); err != nil { // learns the path
+		t.Fatal(err)
+	}
+	s.text("GET secret/data/app", kv("x", 2))
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			if _, _, err := s.volume("other", fmt.Sprint("other-", i), oneSecret).fetch(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if len(s.logins) != 2 {
+		t.Errorf("50 volumes of one identity logged in %d times", len(s.logins)-1)
+	}
+}
+
+func TestATokenThatTheServerForgotIsReplacedOnce(t *testing.T) {
+	for name, reasons := range map[string][]string{"as Vault says it": {"permission denied", "invalid token"}, "as OpenBao says it": {"permission denied"}} {
+		t.Run(name, func(t *testing.T) {
+			s := newStandIn(t)
+			s.text("GET secret/data/app", kv("x", 1))
+			p := New(Vault, s.defaults())
+			v := s.volume("web", "web", oneSecret)
+			if _, _, err := v.fetch(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			s.mu.Lock()
+			clear(s.valid)
+			s.mu.Unlock()
+			if files, _, err := v.fetch(t.Context(), p); err != nil || files["a"] != "x" || len(s.logins) != 2 {
+				t.Errorf("got %v, %v after %d logins", files, err, len(s.logins))
+			}
+			// What is denied to a good token takes no login.
+			s.answer("GET secret/data/app", func(w http.ResponseWriter, _ *http.Request) { refuse(w, 403, reasons[0]) })
+			_, _, err := v.fetch(t.Context(), p)
+			wantError(t, err, provider.Denied, `object "a"`, "permission denied", `capability read on "secret/data/app"`)
+			if len(s.logins) != 2 {
+				t.Errorf("a denied read took a login: %d", len(s.logins))
+			}
+		})
+	}
+}
+
+func TestEveryStrangeAnswerHasItsError(t *testing.T) {
+	type answer = func(http.ResponseWriter, *http.Request)
+	text := func(body string) answer {
+		return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) }
+	}
+	status := func(code int, body string) answer {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, body)
+		}
+	}
+	truncated := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "1000")
+		_, _ = io.WriteString(w, `{"data":{"a":"`+canary)
+	}
+	for name, tc := range map[string]struct {
+		read, login answer
+		kind        provider.Kind
+		says        []string
+	}{
+		"a page":               {text("<html>" + canary), nil, provider.Internal, []string{`object "a"`, "not the JSON of Vault"}},
+		"an error page":        {status(500, "<html>"+canary), nil, provider.Unavailable, []string{"500"}},
+		"a broken answer":      {text(`{"data":{"a":"` + canary), nil, provider.Internal, []string{"not the JSON"}},
+		"a truncated answer":   {truncated, nil, provider.Unavailable, []string{"ended early"}},
+		"nothing":              {status(204, ""), nil, provider.NotFound, []string{"empty"}},
+		"no data":              {text(`{}`), nil, provider.NotFound, []string{`key "a" does not exist`}},
+		"data that is a list":  {text(`{"data":["` + canary + `"]}`), nil, provider.NotFound, []string{`key "a" does not exist`}},
+		"too much":             {text(`{"data":{"a":"` + strings.Repeat("x", maxAnswerBytes) + `"}}`), nil, provider.TooLarge, nil},
+		"throttled":            {status(429, `{"errors":["request path \"x\" exceeded quota"]}`), nil, provider.Throttled, []string{"429"}},
+		"sealed":               {status(503, `{"errors":["Vault is sealed"]}`), nil, provider.Unavailable, []string{"Vault is sealed", "unseal it"}},
+		"a deleted version":    {status(404, `{"data":{"data":null,"metadata":{"version":3,"deletion_time":"2026-01-01T00:00:00Z","destroyed":false}}}`), nil, provider.NotFound, []string{"its version 3 was deleted"}},
+		"a destroyed version":  {status(404, `{"data":{"data":null,"metadata":{"version":3,"deletion_time":"","destroyed":true}}}`), nil, provider.NotFound, []string{"its version 3 was destroyed"}},
+		"a warning":            {status(404, `{"errors":[],"warnings":["Invalid path for a versioned K/V secrets engine"]}`), nil, provider.NotFound, []string{"Invalid path for a versioned K/V"}},
+		"a login without auth": {nil, text(`{"data":null}`), provider.Internal, []string{"no token"}},
+		"an empty login":       {nil, status(204, ""), provider.Internal, []string{"no token"}},
+		"a login that echoes": {nil, func(w http.ResponseWriter, r *http.Request) {
+			b, _ := io.ReadAll(r.Body)
+			refuse(w, 400, "cannot parse "+string(b))
+		}, provider.Denied, []string{"[redacted]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStandIn(t)
+			if tc.read != nil {
+				s.answer("GET secret/data/app", tc.read)
+			}
+			if tc.login != nil {
+				s.answer("PUT auth/kubernetes/login", tc.login)
+			}
+			_, _, err := s.volume("web", "web", oneSecret).fetch(t.Context(), New(Vault, s.defaults()))
+			wantError(t, err, tc.kind, tc.says...)
+			var known *provider.Error
+			if tc.kind == provider.Throttled && (!errors.As(err, &known) || known.RetryAfter != 7*time.Second) {
+				t.Errorf("the wait is %v", known.RetryAfter)
+			}
+		})
+	}
+}
+
+func TestAServerThatHangsEndsWithTheDeadline(t *testing.T) {
+	s := newStandIn(t)
+	block := make(chan struct{})
+	s.answer("GET secret/data/app", func(http.ResponseWriter, *http.Request) { <-block })
+	defer close(block)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, _, err := s.volume("web", "web", oneSecret).fetch(ctx, New(Vault, s.defaults()))
+	wantError(t, err, provider.Unavailable, `object "a"`, "does not answer in time")
+}
+
+func TestEachRequestIsMadeOnceAndAllAtTheSameTime(t *testing.T) {
+	s := newStandIn(t)
+	var objects strings.Builder
+	var waiting sync.WaitGroup
+	waiting.Add(20)
+	for i := range 20 {
+		fmt.Fprintf(&objects, "- {objectName: a%d, secretPath: secret/data/%d, secretKey: a}\n- {objectName: b%d, secretPath: secret/data/%d, secretKey: a}\n", i, i, i, i)
+		s.answer(fmt.Sprint("GET secret/data/", i), func(w http.ResponseWriter, _ *http.Request) {
+			waiting.Done()
+			waiting.Wait() // none is answered before all are there
+			_, _ = io.WriteString(w, kv("x", 1))
+		})
+	}
+	files, _, err := s.volume("web", "web", objects.String()).fetch(t.Context(), New(Vault, s.defaults()))
+	if err != nil || len(files) != 40 || s.count("GET secret/data/") != 20 {
+		t.Errorf("%d files by %d requests, %v", len(files), s.count("GET secret/data/"), err)
+	}
+}
+
+func TestAnAnswerIsTheSameBytesUntilItsDataChanges(t *testing.T) {
+	s := newStandIn(t)
+	p, v := New(Vault, s.defaults()), s.volume("web", "web", "- {objectName: whole, secretPath: kv/app}\n- {objectName: a, secretPath: kv/app, secretKey: a}")
+	var whole, version string
+	for i, value := range []string{"same", "same", "other"} {
+		s.text("GET kv/app", fmt.Sprintf(`{"request_id":"r-%d","lease_id":"","lease_duration":2764800,"renewable":false,"data":{"a":%q,"certificate":"none"},"warnings":null,"mount_type":"kv"}`, i, value))
+		files, r, err := v.fetch(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if changed := files["whole"] != whole || r.Versions[1].Version != version; changed != (i != 1) {
+			t.Errorf("answer %d: changed %v\n%s\n%s", i, changed, whole, files["whole"])
+		}
+		whole, version = files["whole"], r.Versions[1].Version
+		if strings.Contains(version, value) || !strings.Contains(whole, `"lease_duration":2764800,"renewable":false,"data":{"a":"`+value+`","certificate":"none"},"warnings":null,"mount_type":"kv"}`) {
+			t.Errorf("got %s, %s", version, whole)
+		}
+	}
+}
+
+// The classes of the vendors' own documentation.
+func TestTheVendorsClassesAreGood(t *testing.T) {
+	for _, flavour := range []Flavour{Vault, OpenBao} {
+		paths, err := filepath.Glob(filepath.Join("testdata", flavour.name, "*.yaml"))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("%v, %v", paths, err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var class struct {
+				Spec struct{ Parameters map[string]string }
+			}
+			if err := yaml.Unmarshal(text, &class); err != nil {
+				t.Fatal(err)
+			}
+			p := New(flavour, Defaults{Address: "https://vault.example.com"})
+			if problems := p.Validate(class.Spec.Parameters); len(problems) > 0 {
+				t.Errorf("%s: %v", path, problems)
+			}
+		}
+	}
+}
+
+func TestMistakesOfAClass(t *testing.T) {
+	good := map[string]string{"roleName": "app", "vaultAddress": "https://v:8200", "objects": oneSecret}
+	object := func(fields string) map[string]string {
+		return map[string]string{"objects": "- {objectName: a, secretPath: p, " + fields + "}"}
+	}
+	for want, change := range map[string]map[string]string{
+		`"roleName": it is missing`:                                   {"roleName": ""},
+		`"vaultAddress": it is missing`:                               {"vaultAddress": ""},
+		`"ftp://x" is not the URL of a server`:                        {"vaultAddress": "ftp://x"},
+		`has a user name or password`:                                 {"vaultAddress": "https://u:" + canary + "@x"},
+		`"objects": it is missing`:                                    {"objects": ""},
+		`"objectName": it is missing`:                                 {"objects": "- secretPath: p"},
+		`"secretPath": it is missing`:                                 {"objects": "- objectName: a"},
+		`each objectName within a SecretProviderClass must be unique`: {"objects": oneSecret + "\n" + oneSecret},
+		`"../a" contains ".."`:                                        {"objects": "- {objectName: ../a, secretPath: p}"},
+		`"DELETE" is none of`:                                         object("method: delete"),
+		`"secretArgs": it is not a map`:                               object("method: PUT, secretArgs: [a]"),
+		`a key that is no string`:                                     object("method: PUT, secretArgs: {1: a}"),
+		`"filePermission": "512"`:                                     object("filePermission: 512"),
+		`"rot13" is none of utf-8, base64 and hex`:                    object("secretKey: a, encoding: rot13"),
+		`it excludes secretKey`:                                       object("secretKey: a, allKeys: true"),
+		`"optional": "maybe" is not a boolean`:                        object("optional: maybe"),
+		`"colour": this provider does not know it`:                    object("colour: red"),
+		`cannot set both vaultKubernetesMountPath`:                    {"vaultAuthMountPath": "a", "vaultKubernetesMountPath": "b"},
+		`the client's certificate and its key go together`:            {"vaultTLSClientCertPath": "/a"},
+		`"perhaps" is not a boolean`:                                  {"vaultSkipTLSVerify": "perhaps"},
+		`"soon" is not a duration`:                                    {"leaseOverlap": "soon"},
+		`parameter "vaultAddres": this provider does not`:             {"vaultAddres": "x"},
+	} {
+		parameters := maps.Clone(good)
+		maps.Copy(parameters, change)
+		found := ""
+		for _, problem := range New(Vault, Defaults{}).Validate(parameters) {
+			found += problem.Error() + "\n"
+		}
+		if !strings.Contains(found, want) || strings.Contains(found, canary) {
+			t.Errorf("%v: found %q, want %q", change, found, want)
+		}
+	}
+	if problems := New(Vault, Defaults{}).Validate(good); len(problems) > 0 {
+		t.Errorf("a good class has %v", problems)
+	}
+}
+
+func TestModesAreThoseOfYAML(t *testing.T) {
+	s := newStandIn(t)
+	s.text("GET kv/a", `{"data":{"a":"x"}}`)
+	objects := "- {objectName: a, secretPath: kv/a, filePermission: 0600}\n- {objectName: b, secretPath: kv/a, filePermission: 416}\n- {objectName: c, secretPath: kv/a, filePermission: \"0640\"}\n- {objectName: d, secretPath: kv/a}\n- {objectName: e, secretPath: kv/a, filePermission: 0}"
+	_, r, err := s.volume("web", "web", objects).fetch(t.Context(), New(Vault, s.defaults()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []uint32{0o600, 0o640, 0o640, 0o644, 0o644} {
+		if got := uint32(r.Files[i].Mode); got != want {
+			t.Errorf("%s has the mode %o, want %o", r.Files[i].Path, got, want)
+		}
+	}
+}
+
+// A volume keeps what it was given until it is seen to hold something else.
+func TestAnAnswerIsOutOfUseOnceAnotherIsMounted(t *testing.T) {
+	versions := func(list ...string) (all []provider.ObjectVersion) {
+		for _, v := range list {
+			all = append(all, provider.ObjectVersion{ID: "o", Version: v})
+		}
+		return all
+	}
+	now := time.Now()
+	for name, tc := range map[string]struct {
+		delivered []string
+		mounted   []provider.ObjectVersion
+		old       bool // whether "old" is out of use
+		next      bool
+	}{
+		"nothing is mounted":                          {[]string{"new"}, nil, false, false},
+		"killed before the new set was mounted":       {[]string{"new"}, versions("old"), false, false},
+		"killed before it was recorded, and after":    {[]string{"new"}, versions("old", "static"), false, false},
+		"the new set is mounted":                      {[]string{"new"}, versions("new"), true, false},
+		"the object left the class, not yet mounted":  {nil, versions("old"), false, true},
+		"the object left the class, and that is seen": {nil, versions("static"), true, true},
+	} {
+		s := &state{Delivered: tc.delivered, DeliveredAt: now, Answers: []*issued{{Version: "old"}, {Version: "new"}}}
+		s.confirm(tc.mounted)
+		if out := !s.Answers[0].Superseded.IsZero(); out != tc.old {
+			t.Errorf("%s: the old answer is out of use: %v", name, out)
+		}
+		if out := !s.Answers[1].Superseded.IsZero(); out != (tc.next && len(tc.mounted) > 0) {
+			t.Errorf("%s: the new answer is out of use: %v", name, out)
+		}
+	}
+}
+
+func TestALeaseIsNeverMadeThatCannotBeGivenBack(t *testing.T) {
+	s := newStandIn(t)
+	s.text("GET database/creds/app", `{"lease_id":"database/creds/app/1","lease_duration":3600,"renewable":true,"data":{"username":"u","password":"`+canary+`"}}`)
+	p := New(Vault, s.defaults())
+	v := s.volume("web", "web", "- {objectName: u, secretPath: database/creds/app, secretKey: username}")
+	v.Keep = func(secret.Value) error { return errors.New("there is no room") }
+	if _, _, err := v.fetch(t.Context(), p); err == nil || s.count("GET database/creds/app") != 0 || s.count("PUT auth/token/revoke-self") != 1 {
+		t.Errorf("%v, with the requests %q", err, s.requests)
+	}
+	// Where nothing is kept at all, it is given back at once.
+	v.Keep = nil
+	if files, _, err := v.fetch(t.Context(), p); err != nil || files["u"] != "u" || s.count("PUT auth/token/revoke-self") != 2 {
+		t.Errorf("%v, with the requests %q", err, s.requests)
+	}
+}
+
+func TestAPathThatBeginsToLeaseIsAskedWithATokenOfTheVolumesOwn(t *testing.T) {
+	s := newStandIn(t)
+	s.text("GET thing/app", `{"data":{"a":"x"}}`)
+	p := New(Vault, s.defaults())
+	objects := "- {objectName: a, secretPath: thing/app, secretKey: a}"
+	first, second := s.volume("web", "web-1", objects), s.volume("web", "web-2", objects)
+	for _, v := range []*volume{first, second} {
+		if _, _, err := v.fetch(t.Context(), p); err != nil || !v.kept.IsEmpty() {
+			t.Fatalf("kept %d bytes, %v", v.kept.Len(), err)
+		}
+	}
+	s.text("GET thing/app", `{"lease_id":"thing/app/1","lease_duration":3600,"renewable":true,"data":{"a":"y"}}`)
+	_, _, err := second.fetch(t.Context(), p)
+	wantError(t, err, provider.Unavailable, "it brings a lease now")
+	if s.count("PUT sys/leases/revoke hvs.token-1") != 1 {
+		t.Errorf("the stray lease was not revoked: %q", s.requests)
+	}
+	if files, _, err := second.fetch(t.Context(), p); err != nil || files["a"] != "y" || second.kept.IsEmpty() || s.count("GET thing/app hvs.token-2") != 1 {
+		t.Errorf("got %v, %v with the requests %q", files, err, s.requests)
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte(kv("x", 1)), "a")
+	f.Add([]byte(`{"data":{"certificate":"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----","expiration":"99999999999"}}`), "certificate")
+	f.Add([]byte(`{"data":{"ttl":5,"rotation_period":6}}`), "ttl")
+	f.Fuzz(func(t *testing.T, body []byte, key string) {
+		a, err := parse(body)
+		if err != nil {
+			return
+		}
+		now := time.Now()
+		_, _, _ = a.version(), a.expires(now), a.rotates(now)
+		for _, o := range []object{{key: key}, {all: true}, {}} {
+			o.Object = provider.Object{Name: "o", Path: "o", Mode: 0o600}
+			files, err := o.files(a, provider.Request{})
+			for _, file := range files {
+				if err != nil || provider.CheckPath(file.Path) != nil {
+					t.Errorf("%q: %q, %v", body, file.Path, err)
+				}
+			}
+		}
+	})
+}
+
+func FuzzState(f *testing.F) {
+	f.Add([]byte(`{"tokens":[{"id":"a"}],"answers":[{"token":"a"}]}`))
+	f.Add([]byte(`{"tokens":[null],"answers":[null]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, err := loadState(secret.New(text))
+		if err != nil {
+			return
+		}
+		s.confirm([]provider.ObjectVersion{{Version: "x"}})
+		_ = s.latest("x")
+		_ = s.dropTokens()
+	})
+}
