@@ -34,7 +34,7 @@ demo: build ## show the driver's main job on this machine, without Kubernetes
 	@bin/csi-secrets demo
 
 .PHONY: test
-test: lint build unit system e2e fuzz ## run everything that is checked
+test: lint build unit system stores e2e fuzz ## run everything that is checked
 
 .PHONY: unit
 unit: ## unit tests, under the race detector where there is a C compiler
@@ -42,6 +42,7 @@ unit: ## unit tests, under the race detector where there is a C compiler
 	HELM="$(HELM)" go test $(RACE) ./charts/... ./cmd/... ./internal/... ./pkg/...
 
 SYSTEM := ./test/badinput ./test/bench ./test/canary ./test/faults ./test/serving
+STORES := ./test/child ./test/postgres ./test/vault ./test/stores
 E2E    := ./test/cluster ./test/e2e ./test/migrate ./test/peer/...
 
 # The driver under test is built with the race detector too, and ends at the
@@ -50,6 +51,16 @@ E2E    := ./test/cluster ./test/e2e ./test/migrate ./test/peer/...
 system: ## conformance (csi-sanity), faults, bad input and redaction, against the real binary, without Kubernetes
 	$(if $(RACE),go build -race,$(GOBUILD)) -o bin/csi-secrets-test ./cmd/csi-secrets
 	CSI_SECRETS_BIN=$(CURDIR)/bin/csi-secrets-test GORACE=halt_on_error=1 go test $(RACE) -count=1 -timeout 30m ./sanity $(SYSTEM)
+
+# Vault is built once, in some five minutes.
+.PHONY: stores
+stores: ## the real binary with real stores: Vault and PostgreSQL
+	$(if $(RACE),go build -race,$(GOBUILD)) -o bin/csi-secrets-test ./cmd/csi-secrets
+	CSI_SECRETS_BIN=$(CURDIR)/bin/csi-secrets-test GORACE=halt_on_error=1 go test -count=1 -timeout 30m -p 1 $(STORES)
+
+.PHONY: soak
+soak: ## a pod that logs in to PostgreSQL for ten minutes with passwords from Vault, in a real Kubernetes
+	CSI_SECRETS_SOAK=10m go test -count=1 -timeout 30m -v -run TestADatabasePasswordFromVaultAlwaysWorks ./test/e2e
 
 .PHONY: e2e
 e2e: ## the chart and the image in a real Kubernetes, which is built once; needs root

@@ -45,13 +45,27 @@ func isStatic(path string) bool {
 	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
-// install installs packages of this system.
+// InstallPackages installs packages of this system, which needs root. Only Log of
+// o counts.
+func InstallPackages(ctx context.Context, o Options, packages ...string) error {
+	p, err := newPrograms(&o)
+	if err != nil {
+		return err
+	}
+	return p.install(ctx, packages...)
+}
+
 func (c *Cluster) install(ctx context.Context, packages ...string) error {
+	return c.programs.install(ctx, packages...)
+}
+
+// install installs packages of this system.
+func (p *programs) install(ctx context.Context, packages ...string) error {
 	if len(packages) == 0 {
 		return nil
 	}
-	c.logf("install %s", strings.Join(packages, " "))
-	out, err := exec.CommandContext(ctx, filepath.Join(c.programs.root, "test/install.sh"), packages...).CombinedOutput()
+	fmt.Fprintf(p.log, "install %s\n", strings.Join(packages, " "))
+	out, err := exec.CommandContext(ctx, filepath.Join(p.root, "test/install.sh"), packages...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("install %s: %w: %s", strings.Join(packages, " "), err, strings.TrimSpace(string(out)))
 	}

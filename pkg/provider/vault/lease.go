@@ -209,7 +209,7 @@ func (f *fetching) renewLease(ctx context.Context, t *token, a *issued) error {
 		a.span = lasting(now, duration)
 	case says(err, "lease not found"), says(err, "lease expired"), says(err, "lease is expired"):
 		a.Ends, a.Renews = now, false // somebody revoked it
-	case lasts(err):
+	case lasts(err) && !says(err, "failed to renew entry"): // that is what the database is away for
 		a.Renews = false
 	default:
 		return f.cannotRenew("the lease of "+f.nameOf(a.Key), err)

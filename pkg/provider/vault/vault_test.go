@@ -361,6 +361,126 @@ func TestALeaseIsNeverMadeThatCannotBeGivenBack(t *testing.T) {
 	}
 }
 
+// What a renewal answers decides whether the lease goes on, is replaced, or is
+// asked for again later.
+func TestWhatARenewalAnswers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		status  int
+		body    string
+		asked   int // for a new credential
+		says    string
+		renewed bool
+	}{
+		"as long as before":          {200, `{"lease_id":"l/1","lease_duration":3600,"renewable":true}`, 0, "", true},
+		"less than before":           {200, `{"lease_id":"l/1","lease_duration":60,"renewable":true}`, 0, "", true},
+		"not renewable":              {400, `{"errors":["lease is not renewable"]}`, 1, "", false},
+		"revoked by somebody":        {400, `{"errors":["lease not found"]}`, 1, "", false},
+		"not allowed":                {403, `{"errors":["permission denied"]}`, 1, "", false},
+		"the database is away":       {400, `{"errors":["failed to renew entry: resp: (*logical.Response)(nil) err: failed to connect"]}`, 0, `the lease of object "u": renew it`, false},
+		"the server is overwhelmed":  {429, `{"errors":["patience"]}`, 0, "renew it", false},
+		"the server cannot be asked": {503, `{"errors":["Vault is sealed"]}`, 0, "renew it", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStandIn(t)
+			made := 0
+			s.answer("GET creds", func(w http.ResponseWriter, _ *http.Request) {
+				made++
+				fmt.Fprintf(w, `{"lease_id":"l/%d","lease_duration":3600,"renewable":true,"data":{"username":"u%d"}}`, made, made)
+			})
+			s.answer("PUT sys/leases/renew", func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(tc.status)
+				_, _ = io.WriteString(w, tc.body)
+			})
+			p, v := New(Vault, s.defaults()), s.volume("web", "web", "- {objectName: u, secretPath: creds, secretKey: username}")
+			if _, _, err := v.fetch(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			kept, err := loadState(v.kept)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept.Answers[0].Due = time.Now() // two thirds of an hour later
+			if err := kept.save(v.Keep); err != nil {
+				t.Fatal(err)
+			}
+			files, r, err := v.fetch(t.Context(), p)
+			if (err != nil) != (tc.says != "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+				t.Fatalf("got %v, want it to say %q", err, tc.says)
+			}
+			if made != 1+tc.asked {
+				t.Errorf("there were %d credentials", made)
+			}
+			if err != nil {
+				return
+			}
+			if want := fmt.Sprint("u", 1+tc.asked); files["u"] != want {
+				t.Errorf("the file holds %q, want %q", files["u"], want)
+			}
+			if !r.RefreshAt.After(time.Now()) || !r.ValidUntil.After(r.RefreshAt) {
+				t.Errorf("it is to be refreshed at %v and ends at %v", r.RefreshAt, r.ValidUntil)
+			}
+			if tc.asked > 0 && s.count("PUT auth/token/revoke-self") != 0 {
+				t.Error("the old token was revoked before the new password was mounted")
+			}
+		})
+	}
+}
+
+// The old lease is revoked once the new one is mounted and the overlap is over,
+// with its token where the policy does not allow it by itself.
+func TestAReplacedLeaseIsRevokedAfterTheOverlap(t *testing.T) {
+	for name, denied := range map[string]bool{"by itself": false, "with its token": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newStandIn(t)
+			made := 0
+			s.answer("GET creds", func(w http.ResponseWriter, _ *http.Request) {
+				made++
+				fmt.Fprintf(w, `{"lease_id":"l/%d","lease_duration":3600,"renewable":false,"data":{"username":"u%d"}}`, made, made)
+			})
+			s.answer("PUT sys/leases/revoke", func(w http.ResponseWriter, _ *http.Request) {
+				if denied {
+					refuse(w, 403, "permission denied")
+				} else {
+					w.WriteHeader(204)
+				}
+			})
+			p, v := New(Vault, s.defaults()), s.volume("web", "web", "- {objectName: u, secretPath: creds, secretKey: username}", "leaseOverlap", "1h")
+			change := func(change func(*state)) {
+				kept, err := loadState(v.kept)
+				if err != nil {
+					t.Fatal(err)
+				}
+				change(kept)
+				if err := kept.save(v.Keep); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fetch := func(want string, revoked int) {
+				t.Helper()
+				files, _, err := v.fetch(t.Context(), p)
+				if err != nil || files["u"] != want {
+					t.Fatalf("got %v, %v", files, err)
+				}
+				if n := s.count("PUT sys/leases/revoke hvs.token-1"); n != revoked {
+					t.Errorf("the first lease was revoked %d times, want %d", n, revoked)
+				}
+				if n := s.count("PUT auth/token/revoke-self hvs.token-1"); n != revoked {
+					t.Errorf("the first token was revoked %d times, want %d", n, revoked)
+				}
+			}
+			fetch("u1", 0)
+			change(func(s *state) { s.Answers[0].Due = time.Now() })
+			fetch("u2", 0)
+			fetch("u2", 0) // mounted, within the overlap
+			change(func(s *state) { s.Answers[0].Superseded = time.Now().Add(-2 * time.Hour) })
+			fetch("u2", 1)
+			if err := p.Release(t.Context(), v.kept); err != nil || s.count("PUT auth/token/revoke-self hvs.token-2") != 1 {
+				t.Errorf("released: %v, with the requests %q", err, s.requests)
+			}
+		})
+	}
+}
+
 func TestAPathThatBeginsToLeaseIsAskedWithATokenOfTheVolumesOwn(t *testing.T) {
 	s := newStandIn(t)
 	s.text("GET thing/app", `{"data":{"a":"x"}}`)

@@ -1,5 +1,6 @@
-// Package deploy runs the provider of test/e2e in a cluster, as a DaemonSet of
-// its own, for all tests that have a cluster.
+// Package deploy gives a cluster the programs of test/e2e: its provider, which it
+// runs as a DaemonSet of its own for all tests that have a cluster, and others
+// that pods run.
 package deploy
 
 import (
@@ -15,7 +16,7 @@ import (
 )
 
 const (
-	module = "github.com/csi-secrets/csi-secrets/test/e2e/provider"
+	modules = "github.com/csi-secrets/csi-secrets/test/e2e/"
 	// Namespace is where the DaemonSet is.
 	Namespace = "kube-system"
 	daemonSet = "daemonset/e2e-provider"
@@ -24,28 +25,37 @@ const (
 //go:embed provider.yaml
 var manifest []byte
 
-// Provider builds the provider, gives it to all nodes, and returns when it runs,
-// with nothing of what an earlier one was told.
-func Provider(ctx context.Context, c *cluster.Cluster) error {
-	dir, err := os.MkdirTemp("", "provider")
+// Program builds a program of test/e2e and gives it to all nodes, at
+// /srv/NAME/NAME.
+func Program(ctx context.Context, c *cluster.Cluster, name string) error {
+	dir, err := os.MkdirTemp("", name)
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	binary := filepath.Join(dir, "provider")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, module)
+	binary := filepath.Join(dir, name)
+	build := exec.CommandContext(ctx, "go", "build", "-o", binary, modules+name)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the provider: %w\n%s", err, out)
+		return fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
 	program, err := os.ReadFile(binary)
 	if err != nil {
 		return err
 	}
 	for _, n := range c.Nodes() {
-		if err := install(ctx, n, program); err != nil {
-			return fmt.Errorf("give %s the provider: %w", n.Name, err)
+		if err := install(ctx, n, name, program); err != nil {
+			return fmt.Errorf("give %s the program %s: %w", n.Name, name, err)
 		}
+	}
+	return nil
+}
+
+// Provider builds the provider, gives it to all nodes, and returns when it runs,
+// with nothing of what an earlier one was told.
+func Provider(ctx context.Context, c *cluster.Cluster) error {
+	if err := Program(ctx, c, "provider"); err != nil {
+		return err
 	}
 	for _, arguments := range [][]string{
 		{"apply", "-f", "-"},
@@ -61,13 +71,14 @@ func Provider(ctx context.Context, c *cluster.Cluster) error {
 	return nil
 }
 
-// install puts the program where the DaemonSet mounts it from, in the place of
-// one that may be running.
-func install(ctx context.Context, n *cluster.Node, program []byte) error {
-	if _, err := n.Run(ctx, "mkdir", "-p", "/srv/provider"); err != nil {
+// install puts the program where pods mount it from, in the place of one that may
+// be running.
+func install(ctx context.Context, n *cluster.Node, name string, program []byte) error {
+	folder := "/srv/" + name
+	if _, err := n.Run(ctx, "mkdir", "-p", folder); err != nil {
 		return err
 	}
-	path, err := n.HostPath("/srv/provider/provider")
+	path, err := n.HostPath(folder + "/" + name)
 	if err != nil {
 		return err
 	}
