@@ -69,6 +69,15 @@ func TestWhateverCanBeReadFromVaultCanBeMounted(t *testing.T) {
 	if n := w.asked(t, "update auth/kubernetes/login") - logins; n != 1 {
 		t.Errorf("five volumes of one identity took %d logins", n)
 	}
+	w.node.AddClass(t, "jwt", "vault", map[string]string{"roleName": "app", "vaultAuthMountPath": "jwt", "objects": "- {objectName: a, secretPath: secret/data/db, secretKey: password}"})
+	for _, pod := range []string{"jwt-1", "jwt-2"} {
+		byJWT := w.volume(t, pod, "jwt")
+		w.publish(t, byJWT)
+		wantFiles(t, w.files(t, byJWT), map[string]string{"a": "second<2>"})
+	}
+	if n := w.asked(t, "update auth/jwt/login"); n != 2 {
+		t.Errorf("two pods, of whom a role may know one only, logged in %d times", n)
+	}
 	issued := w.asked(t, "update pki/issue/web")
 	put(t, w, "secret/data/db", map[string]any{"data": map[string]any{"password": "third", "config": `{"a":{"b":"deep"}}`}})
 	w.node.AddClass(t, "touched", "vault", map[string]string{}) // any change of classes
@@ -164,6 +173,9 @@ func TestADatabasePasswordIsGoodAtAnyTime(t *testing.T) {
 			w.node.Kill()
 			w.again(t)
 			time.Sleep(5 * time.Second) // and no token from kubelet
+			must(t, w.Stop())
+			time.Sleep(time.Second)
+			must(t, w.Server.Start(t.Context()))
 			w.node.Kill()
 			w.again(t)
 			time.Sleep(10 * time.Second)
