@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,6 +23,7 @@ type world struct {
 	err          error
 	busy         time.Duration
 	valid        time.Duration // how long what a refresh brings is valid; 0 for no bound
+	wanted       time.Duration // when the provider wants to be asked again; 0 for whenever
 	classChanged func(class.Ref)
 	changed      func()
 	watches      int
@@ -40,12 +42,15 @@ func (w *world) Watch(ctx context.Context, changed func(class.Ref)) error {
 func (w *world) Refresh(ctx context.Context, _ string) (volume.Refreshed, error) {
 	w.mu.Lock()
 	w.refreshed = append(w.refreshed, time.Since(w.began))
-	busy, valid, err := w.busy, w.valid, w.err
+	busy, valid, wanted, err := w.busy, w.valid, w.wanted, w.err
 	w.mu.Unlock()
 	sleep(ctx, busy)
 	done := volume.Refreshed{Changed: true}
 	if valid > 0 {
 		done.ValidUntil = time.Now().Add(valid)
+	}
+	if wanted > 0 {
+		done.RefreshAt = time.Now().Add(wanted)
 	}
 	return done, err
 }
@@ -125,6 +130,54 @@ func TestARepeatedPublishDoesNotDelayTheRefresh(t *testing.T) {
 		}
 		if n := len(w.times()); n < 4 {
 			t.Errorf("refreshed %d times in five intervals", n)
+		}
+	})
+}
+
+func TestAProviderIsAskedAgainWhenItWantsTo(t *testing.T) {
+	run(t, false, time.Hour, func(w *world, s *Scheduler) {
+		w.wanted = 7 * time.Second
+		v := info
+		v.RefreshAt = time.Now().Add(3 * time.Second)
+		s.Published(v)
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if times := w.times(); !slices.Equal(times, []time.Duration{3 * time.Second, 10 * time.Second, 17 * time.Second}) {
+			t.Errorf("refreshed at %v", times)
+		}
+	})
+}
+
+func TestWhatEndsSoonIsTriedAgainMoreOften(t *testing.T) {
+	run(t, false, time.Hour, func(w *world, s *Scheduler) {
+		w.err, w.valid = errors.New("away"), 8*time.Second // from each attempt on
+		v := info
+		v.RefreshAt = time.Now().Add(time.Second)
+		s.Published(v)
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		times := w.times()
+		for i := 1; i < len(times); i++ {
+			if gap := times[i] - times[i-1]; gap < time.Second || gap > 2200*time.Millisecond {
+				t.Errorf("a gap of %v", gap)
+			}
+		}
+		if len(times) < 8 {
+			t.Errorf("tried %d times in 20 s", len(times))
+		}
+	})
+}
+
+func TestAVolumeThatWaitedForCredentialsIsRefreshedWithThem(t *testing.T) {
+	run(t, false, time.Hour, func(w *world, s *Scheduler) {
+		v := info
+		s.Published(v)
+		time.Sleep(time.Minute)
+		v.Waiting = true
+		s.Published(v)
+		synctest.Wait()
+		if times := w.times(); !slices.Equal(times, []time.Duration{time.Minute}) {
+			t.Errorf("refreshed at %v", times)
 		}
 	})
 }

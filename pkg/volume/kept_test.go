@@ -136,6 +136,23 @@ func TestAPublishThatFailsGivesBackWhatWasMade(t *testing.T) {
 	f.wantReleased(t, l, "lease 1", "lease 2")
 }
 
+func TestWhatCouldNotBeGivenBackIsTriedAgain(t *testing.T) {
+	f, l := newLessor(t)
+	defer f.run(t)()
+	tried := 0
+	f.store.release = func(name, state string) error {
+		if tried++; tried == 1 {
+			return errors.New("the store is away")
+		}
+		return l.release(name, state)
+	}
+	r := f.request("web")
+	if err := errors.Join(f.Publish(t.Context(), r), f.Unpublish(t.Context(), r.VolumeID, r.TargetPath)); err != nil {
+		t.Fatal(err)
+	}
+	f.wantReleased(t, l, "lease 1")
+}
+
 func TestAnUnpublishDoesNotWaitForTheStore(t *testing.T) {
 	f, l := newLessor(t)
 	stop := f.run(t)

@@ -330,6 +330,7 @@ func TestAnAnswerIsOutOfUseOnceAnotherIsMounted(t *testing.T) {
 		"nothing is mounted":                          {[]string{"new"}, nil, false, false},
 		"killed before the new set was mounted":       {[]string{"new"}, versions("old"), false, false},
 		"killed before it was recorded, and after":    {[]string{"new"}, versions("old", "static"), false, false},
+		"killed before either was recorded":           {[]string{"new"}, versions("static"), false, false},
 		"the new set is mounted":                      {[]string{"new"}, versions("new"), true, false},
 		"the object left the class, not yet mounted":  {nil, versions("old"), false, true},
 		"the object left the class, and that is seen": {nil, versions("static"), true, true},
