@@ -9,6 +9,7 @@ import (
 	_ "golang.org/x/crypto/x509roots/fallback" // the image has no CA certificates
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/akeyless"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/conjur"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/kubernetes"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
@@ -65,9 +66,10 @@ func (o *providerOptions) registry(here map[string]provider.Provider) (*provider
 // stores returns the providers of stores on the network.
 func (o *providerOptions) stores() map[string]provider.Provider {
 	return map[string]provider.Provider{
-		"conjur":  conjur.New(),
-		"openbao": vault.New(vault.OpenBao, o.vault),
-		"vault":   vault.New(vault.Vault, o.vault),
+		"akeyless": akeyless.New(),
+		"conjur":   conjur.New(),
+		"openbao":  vault.New(vault.OpenBao, o.vault),
+		"vault":    vault.New(vault.Vault, o.vault),
 	}
 }
 
