@@ -3,14 +3,19 @@ package login
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 )
 
-// maxEntries bounds a Cache: beyond it, one that has ended goes, or any.
-const maxEntries = 4096
+const (
+	// maxEntries bounds a Cache: beyond it, one that has ended goes, or any.
+	maxEntries = 4096
+	// sweepPeriod is how often those that have ended go.
+	sweepPeriod = time.Minute
+)
 
 // loginTimeout bounds one login, which all that wait for it share.
 const loginTimeout = 30 * time.Second
@@ -30,6 +35,7 @@ type Session[T any] struct {
 type Cache[T any] struct {
 	mu      sync.Mutex
 	entries map[string]*entry[T]
+	swept   time.Time // when those that had ended were dropped last
 }
 
 // entry is guarded by Cache.mu; session and err may be read once done is closed.
@@ -138,24 +144,24 @@ func (c *Cache[T]) Forget(key string, bad func(T) bool) {
 	}
 }
 
-// add makes an entry. Callers hold c.mu.
+// add makes an entry, and drops those that have ended. Callers hold c.mu.
 func (c *Cache[T]) add(key string, now time.Time) *entry[T] {
 	if c.entries == nil {
 		c.entries = map[string]*entry[T]{}
 	}
-	if len(c.entries) >= maxEntries {
-		any := ""
-		for k, e := range c.entries {
-			if e.running != nil {
-				continue
-			}
-			any = k
-			if !e.has || now.After(e.session.Ends) {
-				delete(c.entries, k)
-			}
+	full := len(c.entries) >= maxEntries
+	if full || now.Sub(c.swept) >= sweepPeriod {
+		c.swept = now
+		maps.DeleteFunc(c.entries, func(_ string, e *entry[T]) bool {
+			return e.running == nil && (!e.has || now.After(e.session.Ends))
+		})
+	}
+	for victim, e := range c.entries {
+		if len(c.entries) < maxEntries {
+			break
 		}
-		if len(c.entries) >= maxEntries {
-			delete(c.entries, any)
+		if e.running == nil {
+			delete(c.entries, victim)
 		}
 	}
 	e := &entry[T]{}

@@ -172,6 +172,19 @@ func TestTheCacheIsBounded(t *testing.T) {
 	}
 }
 
+func TestWhatHasEndedIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c Cache[string]
+		c.Put("ended", session("x", time.Second, 2*time.Second))
+		c.Put("lives", session("x", time.Hour, time.Hour))
+		time.Sleep(2 * sweepPeriod)
+		c.Put("new", session("x", time.Hour, time.Hour))
+		if c.entries["ended"] != nil || c.entries["lives"] == nil {
+			t.Errorf("there are %v", c.entries)
+		}
+	})
+}
+
 func FuzzRead(f *testing.F) {
 	f.Add("e30.e30.e30")
 	f.Fuzz(func(_ *testing.T, text string) {
