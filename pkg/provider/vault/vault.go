@@ -306,18 +306,18 @@ func (f *fetching) explain(r request, err error) error {
 		}
 		e.Remedy = fmt.Sprintf("give the role %q a policy with the capability %s on %q", f.role, verb, strings.TrimPrefix(r.path, "v1/"))
 	case http.StatusNotFound:
-		e.Err, e.Remedy = f.notFound(r, &e)
+		f.explainAbsence(&e)
 	case http.StatusMethodNotAllowed:
 		e.Remedy = "correct the object's method"
 	}
 	return &e
 }
 
-// notFound says what is known of something that is not there.
-func (f *fetching) notFound(r request, e *provider.Error) (error, string) {
+// explainAbsence says what is known of something that is not there.
+func (f *fetching) explainAbsence(e *provider.Error) {
 	var refusal *refused
 	if !errors.As(e.Err, &refusal) {
-		return e.Err, e.Remedy
+		return
 	}
 	var body struct {
 		Data struct {
@@ -330,17 +330,19 @@ func (f *fetching) notFound(r request, e *provider.Error) (error, string) {
 		Warnings []string `json:"warnings"`
 	}
 	_ = json.Unmarshal(refusal.body, &body)
+	const path = "correct secretPath: with KV version 2 it is MOUNT/data/PATH"
 	switch m := body.Data.Metadata; {
 	case m.Destroyed:
-		return fmt.Errorf("its version %d was destroyed", m.Version), "write another, or name one by ?version="
+		e.Err, e.Remedy = fmt.Errorf("its version %d was destroyed", m.Version), "write another, or name one by ?version="
 	case m.DeletionTime != "":
-		return fmt.Errorf("its version %d was deleted at %.40q", m.Version, m.DeletionTime), "undelete it, write another, or name one by ?version="
+		e.Err, e.Remedy = fmt.Errorf("its version %d was deleted at %.40q", m.Version, m.DeletionTime), "undelete it, write another, or name one by ?version="
 	case len(body.Warnings) > 0:
-		return fmt.Errorf("there is nothing at this path; the server warns: %s", shown(strings.Join(body.Warnings, "; "), nil)), "correct secretPath: with KV version 2 it is MOUNT/data/PATH"
+		e.Err, e.Remedy = fmt.Errorf("there is nothing at this path; the server warns: %s", shown(strings.Join(body.Warnings, "; "), nil)), path
 	case len(refusal.reasons) > 0:
-		return refusal, "correct secretPath, or enable the secrets engine"
+		e.Remedy = "correct secretPath, or enable the secrets engine"
+	default:
+		e.Err, e.Remedy = errors.New("there is nothing at this path"), "write it, or "+path
 	}
-	return errors.New("there is nothing at this path"), "write it, or correct secretPath: with KV version 2 it is MOUNT/data/PATH"
 }
 
 // result makes the files of all objects, and tells which answers with an end of
