@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/csi-secrets/csi-secrets/pkg/derive"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 )
 
@@ -62,6 +63,14 @@ func (d *Document) checkParameters(find func(name string) (provider.Provider, er
 			report(Problem{Line: d.parameters[provider.VolumeSizeKey].line, Key: "parameters." + provider.VolumeSizeKey, What: err.Error(), Remedy: sizeRemedy})
 		}
 	}
+	reportAll := func(problems []provider.Problem) {
+		for _, p := range problems {
+			if !d.parameters[p.Key].bad {
+				report(Problem{Line: d.parameterLine(p), Key: strings.TrimSuffix("parameters."+p.Key, "."), Item: p.Item, Field: p.Field, What: p.What, Remedy: p.Remedy})
+			}
+		}
+	}
+	reportAll(derive.Problems(spec.Parameters))
 	line := d.line("spec.provider", "spec")
 	if err := provider.CheckName(spec.Provider); err != nil {
 		report(Problem{Line: line, Key: "provider", What: err.Error()})
@@ -77,11 +86,7 @@ func (d *Document) checkParameters(find func(name string) (provider.Provider, er
 		report(Problem{Line: line, Key: "provider", What: fmt.Sprintf("its parameters were not checked: provider %q cannot check them", spec.Provider), Notice: true})
 		return
 	}
-	for _, p := range validator.Validate(spec.Parameters) {
-		if !d.parameters[p.Key].bad {
-			report(Problem{Line: d.parameterLine(p), Key: strings.TrimSuffix("parameters."+p.Key, "."), Item: p.Item, Field: p.Field, What: p.What, Remedy: p.Remedy})
-		}
-	}
+	reportAll(validator.Validate(spec.Parameters))
 }
 
 // parameterLine returns the line of the file in which a parameter has a problem.

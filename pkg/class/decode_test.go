@@ -105,6 +105,14 @@ func TestEveryMistakeNamesFileLineClassKeyAndRemedy(t *testing.T) {
 			[]string{`f.yaml:8: class ns/c: parameters.objects entry 1 ("db"), "filePermission"`}},
 		"broken YAML at the end of a literal block": {whole + "    objects: |\n      - objectName: 'x\n\n# end\n",
 			[]string{`f.yaml:9: class ns/c: parameters.objects: it is not YAML`}},
+		"derived files": {whole + "    derivedFiles: |\n      - path: a\n        template: |\n          x\n          {{ y }}\n      - path: a\n        form: z\n        from: b\n", []string{
+			`f.yaml:12: class ns/c: parameters.derivedFiles entry 1 ("a"), "template": function "y" not defined; correct the template`,
+			`f.yaml:13: class ns/c: parameters.derivedFiles entry 2 ("a"), "path": entry 1 ("a") has a file path that excludes it`,
+			`f.yaml:14: class ns/c: parameters.derivedFiles entry 2 ("a"), "form": a derived file has no such field`}},
+		"derived files of a provider that is not here": {named + "spec:\n  provider: other\n  parameters:\n    derivedFiles: |\n      - path: /a\n        from: b\n", []string{
+			`f.yaml:5: notice: class ns/c: provider`, `f.yaml:8: class ns/c: parameters.derivedFiles entry 1 ("/a"), "path": the file path "/a" is absolute`}},
+		"derived files that are no text": {whole + "    derivedFiles:\n    - path: /a\n",
+			[]string{`f.yaml:8: class ns/c: parameters.derivedFiles: its value is a list, not a string; write "derivedFiles: |" and indent`}},
 		"mistakes of all sorts in the order of lines": {strings.Replace(whole, "path:", "pth:", 1) + "    pth2: 1\n    pth3: x\n", []string{
 			`f.yaml:6: class ns/c: parameters.path: it is missing`, `f.yaml:7: class ns/c: parameters.pth: this`, `f.yaml:8: class ns/c: parameters.pth2: 1 is a number`, `f.yaml:9: class ns/c: parameters.pth3: this`}},
 		"mistakes in a second document": {whole + "---\n" + whole + "    pth: x\n", []string{`f.yaml:16: class ns/c: parameters.pth`}},

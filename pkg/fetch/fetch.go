@@ -1,5 +1,6 @@
 // Package fetch stands between a volume and the secret stores: it decides how
-// much is asked of a store, and lets nothing pass that no volume could hold.
+// much is asked of a store, lets nothing pass that no volume could hold, and
+// derives of what passes the files that the class asks for beside it.
 package fetch
 
 import (
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/csi-secrets/csi-secrets/pkg/derive"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
@@ -45,8 +47,9 @@ func New(registry *provider.Registry, timeout time.Duration) *Fetcher {
 func (f *Fetcher) Provider(name string) (provider.Provider, error) { return f.providers.Get(name) }
 
 // Fetch asks the provider of that name for req and checks its answer: paths,
-// modes, duplicates, and that no two files exclude each other. The caller
-// clears the result.
+// modes, duplicates, and that no two files exclude each other. Then it makes the
+// class's derived files. A panic of the provider is an error of kind Internal,
+// and ends nothing but this call. The caller clears the result.
 func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) (provider.Result, error) {
 	p, err := f.providers.Get(name)
 	if err != nil {
@@ -55,16 +58,17 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	limited, cancel := f.limit(ctx)
 	defer cancel()
 	began := time.Now()
-	result, err := p.Fetch(limited, req)
+	var result provider.Result
+	err = guarded(func() (err error) {
+		result, err = p.Fetch(limited, req)
+		return err
+	})
 	f.record(name, err, time.Since(began))
 	if err != nil {
 		if ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		if whose := fmt.Sprintf("provider %q", name); !strings.HasPrefix(err.Error(), whose) {
-			err = fmt.Errorf("%s: %w", whose, err)
-		}
-		return provider.Result{}, err
+		return provider.Result{}, named(name, err)
 	}
 	if result.NotModified {
 		if len(req.Mounted) == 0 {
@@ -75,19 +79,48 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	if result.InScratch {
 		result.Clear() // it says that it has written them
 		if result.Files, err = req.Scratch.Files(); err != nil {
-			return provider.Result{}, fmt.Errorf("provider %q: %w", name, err)
+			return provider.Result{}, named(name, err)
 		}
 	}
 	if err := check(result); err != nil {
 		result.Clear()
 		return provider.Result{}, answer(name, err)
 	}
+	var files []provider.File
+	err = guarded(func() (err error) {
+		files, err = derive.Apply(req.Parameters, result.Files, req.Mode)
+		return err
+	})
+	if err != nil {
+		result.Clear()
+		return provider.Result{}, err
+	}
+	result.Files = files
 	return result, nil
+}
+
+// named says of which provider err speaks, where it does not.
+func named(name string, err error) error {
+	whose := fmt.Sprintf("provider %q", name)
+	if err == nil || strings.HasPrefix(err.Error(), whose) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", whose, err)
+}
+
+// guarded returns a panic of do as an error.
+func guarded(do func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = provider.Recovered(r)
+		}
+	}()
+	return do()
 }
 
 // Release has the provider of that name give back what it kept of a volume that
 // is gone. One that is not there any more, or keeps nothing, has nothing to give.
-func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) (err error) {
+func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) error {
 	p, err := f.providers.Get(name)
 	if err != nil {
 		return nil
@@ -96,12 +129,7 @@ func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) 
 	if !ok {
 		return nil
 	}
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("provider %q: a fault of csi-secrets: panic of type %T", name, r)
-		}
-	}()
-	return releaser.Release(ctx, state)
+	return named(name, guarded(func() error { return releaser.Release(ctx, state) }))
 }
 
 func (f *Fetcher) record(name string, err error, took time.Duration) {

@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -97,6 +98,94 @@ func TestAnUnknownProviderIsNamed(t *testing.T) {
 		if _, err := f.Fetch(t.Context(), name, provider.Request{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v", name, err)
 		}
+	}
+}
+
+func TestAProviderThatPanicsEndsItsOwnCallOnly(t *testing.T) {
+	const canary = "canary-value"
+	for name, fault := range map[string]func(){
+		"with a text":       func() { panic(canary) },
+		"with an error":     func() { panic(errors.New(canary)) },
+		"of the Go runtime": func() { var p *provider.Provider; _ = *p },
+		"in a fetch of many": func() {
+			_ = provider.Together(context.Background(), 2, func(context.Context, int) error { panic(canary) })
+		},
+	} {
+		kinds := &recorded{}
+		f := fetcher(func(context.Context) (provider.Result, error) {
+			fault()
+			return provider.Result{}, &provider.Error{Err: errors.New("it went on")}
+		}, 0)
+		f.Recorder = kinds
+		_, err := f.Fetch(t.Context(), "store", provider.Request{})
+		if err == nil || provider.KindOf(err) != provider.Internal || !strings.HasPrefix(err.Error(), `provider "store": `) || strings.Contains(fmt.Sprintf("%v %+v", err, err), "canary") {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if name != "in a fetch of many" && !strings.Contains(err.Error(), "fetch_test.go:") {
+			t.Errorf("%s: it does not tell the place: %v", name, err)
+		}
+		if len(kinds.types) != 1 || kinds.types[0] != "internal" {
+			t.Errorf("%s: recorded as %q", name, kinds.types)
+		}
+	}
+}
+
+type recorded struct{ types []string }
+
+func (r *recorded) Fetched(_, errorType string, _ time.Duration) {
+	r.types = append(r.types, errorType)
+}
+
+func TestDerivedFilesAreMadeOfWhatEveryProviderBrings(t *testing.T) {
+	brought := func() []provider.File {
+		return []provider.File{{Path: "db", Mode: 0o600, Contents: secret.FromString(`{"user": "app"}`)}}
+	}
+	req := provider.Request{Mode: 0o640, Parameters: map[string]string{provider.DerivedFilesKey: "- {path: user, from: db, extractJSONKey: user, replace: true}"}}
+	direct := fetcher(func(context.Context) (provider.Result, error) {
+		return provider.Result{Files: brought(), Versions: []provider.ObjectVersion{{ID: "db", Version: "1"}}}, nil
+	}, 0)
+	scratch := fetcher(func(context.Context) (provider.Result, error) { return provider.Result{InScratch: true}, nil }, 0)
+	for name, f := range map[string]*Fetcher{"in its answer": direct, "by writing itself": scratch} {
+		req.Scratch = written{files: brought()}
+		r, err := f.Fetch(t.Context(), "store", req)
+		if err != nil || len(r.Files) != 1 || r.Files[0].Path != "user" || r.Files[0].Mode != 0o640 || string(r.Files[0].Contents.Reveal()) != "app" {
+			t.Errorf("%s: got %v, %v", name, r.Files, err)
+		}
+	}
+	unchanged := fetcher(func(context.Context) (provider.Result, error) { return provider.Result{NotModified: true}, nil }, 0)
+	req.Mounted = []provider.ObjectVersion{{ID: "db"}}
+	if r, err := unchanged.Fetch(t.Context(), "store", req); err != nil || !r.NotModified || r.Files != nil {
+		t.Errorf("of nothing new: got %v, %v", r, err)
+	}
+}
+
+func TestAnErrorOfADerivedFileIsNotTheProviders(t *testing.T) {
+	value := secret.FromString("canary")
+	f := fetcher(func(context.Context) (provider.Result, error) {
+		return provider.Result{Files: []provider.File{{Path: "db", Contents: value}}}, nil
+	}, 0)
+	derive := func(entry string) error {
+		r, err := f.Fetch(t.Context(), "store", provider.Request{Parameters: map[string]string{provider.DerivedFilesKey: "- " + entry}})
+		if r.Files != nil {
+			t.Error("files beside an error")
+		}
+		return err
+	}
+	if err := derive("{path: db, from: db}"); provider.KindOf(err) != provider.Invalid || !strings.HasPrefix(fmt.Sprint(err), `derived file "db": the volume has a file of that path already`) {
+		t.Errorf("got %v", err)
+	}
+	if !value.IsEmpty() {
+		t.Error("after the error the value was kept")
+	}
+	if err := derive("{path: x, from: none}"); provider.KindOf(err) != provider.NotFound || !strings.HasPrefix(fmt.Sprint(err), `derived file "x": there is no file "none"`) {
+		t.Errorf("got %v", err)
+	}
+	// What the provider itself does wrong stays the provider's.
+	f = fetcher(func(context.Context) (provider.Result, error) {
+		return provider.Result{Files: []provider.File{{Path: "../db"}}}, nil
+	}, 0)
+	if err := derive("{path: x, from: ../db, replace: true}"); provider.KindOf(err) != provider.Internal || !strings.Contains(fmt.Sprint(err), `provider "store": its answer cannot be mounted`) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -126,24 +126,31 @@ func (p *Params) Bool(key string) bool {
 // Objects reads key as a list of objects: a YAML list of maps, or, as the
 // oldest classes have it, a map whose "array" is a list of strings that each
 // hold a YAML map. It returns nil where the key is absent.
-func (p *Params) Objects(key string) []*Item {
+func (p *Params) Objects(key string) []*Item { return p.list(key, "objectName") }
+
+// DerivedFiles is Objects for the parameter DerivedFilesKey.
+func (p *Params) DerivedFiles() []*Item { return p.list(DerivedFilesKey, "path") }
+
+// list reads key as a list of maps that begin with the field of that name.
+func (p *Params) list(key, first string) []*Item {
 	p.asked[key] = true
 	text := p.values[key]
 	if strings.TrimSpace(text) == "" {
 		return nil
 	}
-	root, ok := p.parse(key, text, 0)
+	remedy := fmt.Sprintf(`write a list: "- %s: ..."`, first)
+	root, ok := p.parse(key, text, 0, remedy)
 	if !ok {
 		return nil
 	}
-	if root.Kind == yaml.MappingNode {
+	if root.Kind == yaml.MappingNode && key != DerivedFilesKey {
 		if root = field(root, "array"); root == nil {
-			p.Report(Problem{Key: key, Line: 1, What: `it is a map without "array"`, Remedy: `write a list: "- objectName: ..."`})
+			p.Report(Problem{Key: key, Line: 1, What: `it is a map without "array"`, Remedy: remedy})
 			return nil
 		}
 	}
 	if root.Kind != yaml.SequenceNode {
-		p.Report(Problem{Key: key, Line: root.Line, What: "it is not a list", Remedy: `write a list: "- objectName: ..."`})
+		p.Report(Problem{Key: key, Line: root.Line, What: "it is not a list", Remedy: remedy})
 		return nil
 	}
 	var items []*Item
@@ -156,12 +163,12 @@ func (p *Params) Objects(key string) []*Item {
 			if offset = entry.Line - 1; entry.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 				offset = entry.Line
 			}
-			if entry, ok = p.parse(key, entry.Value, offset); !ok {
+			if entry, ok = p.parse(key, entry.Value, offset, remedy); !ok {
 				continue
 			}
 		}
 		if entry.Kind != yaml.MappingNode {
-			p.Report(Problem{Key: key, Line: line, Item: fmt.Sprintf("entry %d", i+1), What: "it is not a map of fields", Remedy: `write "objectName: ..." and further fields below each other`})
+			p.Report(Problem{Key: key, Line: line, Item: fmt.Sprintf("entry %d", i+1), What: "it is not a map of fields", Remedy: fmt.Sprintf(`write "%s: ..." and further fields below each other`, first)})
 			continue
 		}
 		items = append(items, p.newItem(key, i, offset, entry))
@@ -171,8 +178,8 @@ func (p *Params) Objects(key string) []*Item {
 }
 
 // parse reads text, which begins offset lines into the value of key, as one
-// YAML document.
-func (p *Params) parse(key, text string, offset int) (*yaml.Node, bool) {
+// YAML document; remedy is for one that is empty.
+func (p *Params) parse(key, text string, offset int, remedy string) (*yaml.Node, bool) {
 	if len(text) > maxParameterBytes {
 		p.Report(Problem{Key: key, What: fmt.Sprintf("it has %d bytes, more than %d", len(text), maxParameterBytes)})
 		return nil, false
@@ -187,7 +194,7 @@ func (p *Params) parse(key, text string, offset int) (*yaml.Node, bool) {
 		return nil, false
 	}
 	if len(doc.Content) == 0 {
-		p.Report(Problem{Key: key, What: "it is empty", Remedy: `write a list: "- objectName: ..."`})
+		p.Report(Problem{Key: key, What: "it is empty", Remedy: remedy})
 		return nil, false
 	}
 	return resolve(doc.Content[0]), true
@@ -206,7 +213,11 @@ func (p *Params) Problems() []Problem {
 	for _, it := range p.items {
 		for name, n := range it.fields {
 			if !it.asked[name] {
-				all.Report(it.problem(n, name, "this provider does not know it", "correct its spelling, or remove it", true))
+				what := "this provider does not know it"
+				if it.key == DerivedFilesKey {
+					what = "a derived file has no such field"
+				}
+				all.Report(it.problem(n, name, what, "correct its spelling, or remove it", true))
 			}
 		}
 	}
@@ -287,6 +298,45 @@ func (it *Item) Optional(name string) string {
 	return strings.TrimSpace(n.Value)
 }
 
+// Text returns the field's text as it is, white space included, or "" where it
+// is absent.
+func (it *Item) Text(name string) string {
+	if it.Optional(name) == "" {
+		return ""
+	}
+	return it.fields[name].Value
+}
+
+// Strings returns the field as a list of texts, none of them empty: a YAML list,
+// or one text for a list of one. It returns nil where there is none.
+func (it *Item) Strings(name string) []string {
+	n := it.fields[name]
+	if n == nil || n.Kind != yaml.SequenceNode {
+		if text := it.Optional(name); text != "" {
+			return []string{text}
+		}
+		return nil
+	}
+	it.asked[name] = true
+	var texts []string
+	for _, entry := range n.Content {
+		entry = resolve(entry)
+		text := strings.TrimSpace(entry.Value)
+		if entry.Kind != yaml.ScalarNode || text == "" || entry.ShortTag() == "!!null" {
+			it.params.Report(it.problem(entry, name, "it lists something that is not a plain value", "write texts, in quotes if need be", false))
+			continue
+		}
+		texts = append(texts, text)
+	}
+	return texts
+}
+
+// Has reports whether the entry has the field, and marks it known.
+func (it *Item) Has(name string) bool {
+	it.asked[name] = true
+	return it.fields[name] != nil
+}
+
 // Required is Optional for a field that must not be empty.
 func (it *Item) Required(name, remedy string) string {
 	v := it.Optional(name)
@@ -344,6 +394,20 @@ func (it *Item) Report(name, what, remedy string) {
 		n = it.node
 	}
 	it.params.Report(it.problem(n, name, what, remedy, false))
+}
+
+// ReportLine is Report for a line, from 1, of a field's own text.
+func (it *Item) ReportLine(name string, line int, what, remedy string) {
+	n := it.fields[name]
+	if n == nil {
+		it.Report(name, what, remedy)
+		return
+	}
+	at := *n
+	if n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+		at.Line += line // the text begins below its indicator
+	}
+	it.params.Report(it.problem(&at, name, what, remedy, false))
 }
 
 func (it *Item) problem(n *yaml.Node, name, what, remedy string, unknown bool) Problem {

@@ -59,6 +59,45 @@ func TestUnknownKeysAreProblemsButNoErrors(t *testing.T) {
 	}
 }
 
+func TestFieldsAreReadAsTextsAndLists(t *testing.T) {
+	p := NewParams(map[string]string{DerivedFilesKey: "- from: a\n  parts: [key, ' chain ']\n  text: |2\n      x\n\n  empty:\n- from: []\n  parts: [a, [b], '']\n  to: {a: b}\n"})
+	items := p.DerivedFiles()
+	first, second := items[0], items[1]
+	if got := strings.Join(append(first.Strings("from"), first.Strings("parts")...), "|"); got != "a|key|chain" {
+		t.Errorf("got %s", got)
+	}
+	if got := first.Text("text"); got != "  x\n" || first.Optional("text") != "x" {
+		t.Errorf("got %q", got)
+	}
+	if !first.Has("empty") || first.Has("none") || first.Text("empty") != "" || first.Strings("none") != nil {
+		t.Error("an empty field and an absent one are not told apart")
+	}
+	if second.Strings("from") != nil {
+		t.Error("an empty list has something in it")
+	}
+	if got := strings.Join(second.Strings("parts"), "|"); got != "a" {
+		t.Errorf("got %s", got)
+	}
+	first.ReportLine("text", 2, "wrong", "")
+	first.ReportLine("from", 2, "wrong", "")
+	first.ReportLine("none", 2, "wrong", "")
+	var got []string
+	for _, problem := range p.Problems() {
+		got = append(got, strings.TrimPrefix(problem.Error(), `parameter "derivedFiles", `))
+	}
+	want := []string{
+		`line 1, entry 1, "from": wrong`,
+		`line 1, entry 1, "none": wrong`,
+		`line 5, entry 1, "text": wrong`,
+		`line 8, entry 2, "parts": it lists something that is not a plain value; write texts, in quotes if need be`,
+		`line 8, entry 2, "parts": it lists something that is not a plain value; write texts, in quotes if need be`,
+		`line 9, entry 2, "to": a derived file has no such field; correct its spelling, or remove it`,
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func FuzzObjects(f *testing.F) {
 	f.Add("- objectName: a\n  filePermission: 0644\n")
 	f.Add("array:\n  - |\n    objectName: a\n")
@@ -70,6 +109,10 @@ func FuzzObjects(f *testing.F) {
 			it.SetName(it.Required("objectName", ""))
 			it.Path("objectName", it.Optional("objectName"))
 			it.Mode("filePermission", DefaultMode)
+			it.Options()
+			it.Strings("objectName")
+			it.Text("objectName")
+			it.ReportLine("objectName", 3, "wrong", "")
 			it.Keys()
 		}
 		lines := strings.Count(text, "\n") + 1

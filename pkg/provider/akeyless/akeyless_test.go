@@ -399,7 +399,7 @@ func TestAGatewayThatIsNotReached(t *testing.T) {
 		<-block
 	}), "- {secretPath: /db/user}")
 	defer close(block)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // enough for the login
 	defer cancel()
 	_, err = v.p.Fetch(ctx, v.req)
 	wantError(t, err, provider.Unavailable, `object "/db/user": /describe-item`, "does not answer", "deadline")

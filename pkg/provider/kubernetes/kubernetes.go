@@ -15,14 +15,9 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
-
-// atOnce is how many objects of one volume are asked for at the same time.
-const atOnce = 8
 
 // Provider reads Secrets and ConfigMaps. It holds no secret between two calls
 // and is safe for concurrent use.
@@ -72,20 +67,21 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (_ provider.
 			c.clear()
 		}
 	}()
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(atOnce)
-	for i, s := range sources {
-		group.Go(func() (err error) {
-			found[i], err = p.get(groupCtx, req.Pod, s, token)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+	err = provider.Together(ctx, len(sources), func(ctx context.Context, i int) (err error) {
+		found[i], err = p.get(ctx, req.Pod, sources[i], token)
+		if provider.KindOf(err) == provider.NotFound && d.optional(sources[i]) {
+			found[i], err = contents{}, nil
+		}
+		return err
+	})
+	if err != nil {
 		return provider.Result{}, err
 	}
 	var result provider.Result
 	for i, s := range sources {
-		result.Versions = append(result.Versions, provider.ObjectVersion{ID: s.String(), Version: found[i].version})
+		if found[i].data != nil {
+			result.Versions = append(result.Versions, provider.ObjectVersion{ID: s.String(), Version: found[i].version})
+		}
 	}
 	for _, o := range d.objects {
 		files, err := o.files(found[slices.Index(sources, o.source)], req)
@@ -98,26 +94,41 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (_ provider.
 	return result, nil
 }
 
-// files returns what an object brings of its Secret or ConfigMap.
+// optional tells whether every object of a source may be missing.
+func (d *params) optional(s source) bool {
+	return !slices.ContainsFunc(d.objects, func(o object) bool { return o.source == s && !o.Optional })
+}
+
+// files returns what an object brings of its Secret or ConfigMap; nothing where
+// that is missing, and the object optional. Options are of an object that is one
+// key.
 func (o object) files(c contents, req provider.Request) ([]provider.File, error) {
+	if c.data == nil {
+		return nil, nil
+	}
+	whole := provider.Object{Name: o.source.in(req.Pod), Mode: o.mode, Options: o.Options}
 	keys := []string{o.key}
 	if o.key == "" {
 		if keys = slices.Sorted(maps.Keys(c.data)); len(keys) == 0 {
-			return nil, &provider.Error{Kind: provider.NotFound, Object: o.source.in(req.Pod), Err: errors.New("it has no keys"), Remedy: "put one there"}
+			return nil, whole.Failure(&provider.Error{Kind: provider.NotFound, Err: errors.New("it has no keys"), Remedy: "put one there"})
 		}
-	}
-	mode := o.mode
-	if mode == unset {
-		mode = req.Mode
 	}
 	files := make([]provider.File, 0, len(keys))
 	for _, key := range keys {
 		value, ok := c.data[key]
 		if !ok {
-			return nil, &provider.Error{Kind: provider.NotFound, Object: o.source.in(req.Pod), Err: fmt.Errorf("it has no key %q", key),
-				Remedy: "it has " + strings.Join(slices.Sorted(maps.Keys(c.data)), ", ") + "; correct the key in the class"}
+			return nil, whole.Failure(&provider.Error{Kind: provider.NotFound, Err: fmt.Errorf("it has no key %q", key),
+				Remedy: "it has " + strings.Join(slices.Sorted(maps.Keys(c.data)), ", ") + "; correct the key in the class"})
 		}
-		files = append(files, provider.File{Path: o.path(key), Mode: mode, Contents: secret.New(slices.Clone(value))})
+		of := whole
+		of.Name, of.Path = fmt.Sprintf("%s: key %q", whole.Name, key), o.path(key)
+		file, err := of.File(req, value)
+		if err != nil {
+			return nil, err
+		}
+		if file != nil {
+			files = append(files, *file)
+		}
 	}
 	return files, nil
 }

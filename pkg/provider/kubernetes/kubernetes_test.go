@@ -50,6 +50,8 @@ func objects(w http.ResponseWriter, r *http.Request) {
 		object["data"] = map[string]string{"user": encoded("app"), "password": encoded(canary), "empty": ""}
 	case "/api/v1/namespaces/shop/configmaps/settings":
 		object["data"], object["binaryData"] = map[string]string{"level": "info"}, map[string]string{"raw": encoded("\x00\xff")}
+	case "/api/v1/namespaces/shop/secrets/odd":
+		object["data"] = map[string]string{"json": encoded(`{"a": "` + canary + `", "b": "aGk="}`), "hex": encoded("6869\n"), "yaml": encoded("list: [x, " + canary + "]\n")}
 	case "/api/v1/namespaces/shop/secrets/none":
 	default:
 		w.WriteHeader(http.StatusNotFound)
@@ -120,6 +122,65 @@ configmap/settings=u/7
 	if len(a.requests) != 2 {
 		t.Errorf("two objects took the requests %q", a.requests)
 	}
+}
+
+func TestAnObjectIsMadeAsItsOptionsSay(t *testing.T) {
+	p, a := serve(t, objects)
+	r, err := p.Fetch(t.Context(), request("objects", `
+- {objectName: odd, key: json, objectAlias: a, extractJSONKey: a}
+- {objectName: odd, key: json, objectAlias: b, extractJSONKey: b, encoding: base64}
+- {objectName: odd, key: yaml, objectAlias: c, extractYAMLKey: /list/1, filePermission: "0400"}
+- {objectName: odd, key: hex, objectAlias: d, encoding: hex}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "a 0644 \"canary-value-of-a-secret\"\nb 0644 \"hi\"\nc 0400 \"canary-value-of-a-secret\"\nd 0644 \"hi\"\nsecret/odd=u/7\n"
+	if got := shown(r); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if len(a.requests) != 1 {
+		t.Errorf("one Secret took the requests %q", a.requests)
+	}
+	for object, want := range map[string]string{
+		"{objectName: odd, key: json, extractJSONKey: c}": `Secret shop/odd: key "json": it has no key "c"`,
+		"{objectName: odd, key: json, encoding: hex}":     `Secret shop/odd: key "json": it is not hex`,
+		"{objectName: odd, key: hex, extractJSONKey: c}":  `Secret shop/odd: key "hex": it is not a JSON object`,
+	} {
+		_, err := p.Fetch(t.Context(), request("objects", "- "+object))
+		wantError(t, err, provider.KindOf(err), want)
+	}
+}
+
+func TestAnOptionalObjectMayBeMissing(t *testing.T) {
+	p, _ := serve(t, objects)
+	r, err := p.Fetch(t.Context(), request("objects", `
+- {objectName: gone, optional: true}
+- {objectName: gone, key: k, optional: true}
+- {objectName: gone, objectType: configMap, optional: true}
+- {objectName: none, optional: true, objectAlias: dir}
+- {objectName: db, key: gone, optional: true}
+- {objectName: odd, key: json, objectAlias: a, extractJSONKey: gone, optional: true}
+- {objectName: db, key: user, optional: true}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := shown(r), "user 0644 \"app\"\nsecret/none=u/7\nsecret/db=u/7\nsecret/odd=u/7\n"; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if r, err := p.Fetch(t.Context(), request("objects", "- {objectName: gone, optional: true}")); err != nil || len(r.Files)+len(r.Versions) > 0 {
+		t.Errorf("with nothing but what is missing: %s, %v", shown(r), err)
+	}
+	// What one object may lack, another may not.
+	_, err = p.Fetch(t.Context(), request("objects", "- {objectName: gone, key: a, optional: true}\n- {objectName: gone, key: b}"))
+	wantError(t, err, provider.NotFound, "Secret shop/gone: read it as the pod: it does not exist")
+	// What is there and cannot be had is an error for every object.
+	_, err = p.Fetch(t.Context(), request("objects", "- {objectName: odd, key: json, encoding: hex, optional: true}"))
+	wantError(t, err, provider.Invalid, "it is not hex")
+	p, _ = serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	_, err = p.Fetch(t.Context(), request("objects", "- {objectName: db, optional: true}"))
+	wantError(t, err, provider.Denied)
 }
 
 func TestTheTokenIsThePods(t *testing.T) {
@@ -208,14 +269,19 @@ func TestEveryAnswerHasItsError(t *testing.T) {
 func TestMistakesOfAClass(t *testing.T) {
 	p := New("http://unused", http.DefaultClient)
 	for objects, want := range map[string]string{
-		"":                                     `parameter "objects": it is missing`,
-		"- key: a":                             `"objectName": it is missing`,
-		"- objectName: A_B":                    "cannot be the name of a Secret or ConfigMap",
-		"- {objectName: a, objectType: pod}":   `"pod" is neither secret nor configmap`,
-		"- {objectName: a, key: a/b}":          `"a/b" cannot be a key`,
-		"- {objectName: a, objectAlias: ../b}": `"../b"`,
-		"- {objectName: a, filePermission: 9}": "filePermission",
-		"- {objectName: a, colour: red}":       `"colour": this provider does not know it`,
+		"":                                                     `parameter "objects": it is missing`,
+		"- key: a":                                             `"objectName": it is missing`,
+		"- objectName: A_B":                                    "cannot be the name of a Secret or ConfigMap",
+		"- {objectName: a, objectType: pod}":                   `"pod" is neither secret nor configmap`,
+		"- {objectName: a, key: a/b}":                          `"a/b" cannot be a key`,
+		"- {objectName: a, objectAlias: ../b}":                 `"../b"`,
+		"- {objectName: a, filePermission: 9}":                 "filePermission",
+		"- {objectName: a, colour: red}":                       `"colour": this provider does not know it`,
+		"- {objectName: a, encoding: hex}":                     `"encoding": it is for one key, and the entry names none; name it with "key"`,
+		"- {objectName: a, extractJSONKey: b}":                 `"extractJSONKey": it is for one key`,
+		"- {objectName: a, extractYAMLKey: b}":                 `"extractYAMLKey": it is for one key`,
+		"- {objectName: a, key: b, encoding: x}":               `"encoding": "x" is none of utf-8, base64 and hex`,
+		"- {objectName: a, optional: perhaps}":                 `"optional": "perhaps" is not a boolean`,
 		"- {objectName: a, key: k}\n- {objectName: b, key: k}": `entry 1 has the file path "k" too`,
 	} {
 		found := ""
@@ -226,7 +292,7 @@ func TestMistakesOfAClass(t *testing.T) {
 			t.Errorf("%q: found %q, want %q", objects, found, want)
 		}
 	}
-	if problems := p.Validate(map[string]string{"objects": "- {objectName: a, key: k, objectAlias: f, filePermission: \"0400\"}", "audience": "x"}); len(problems) > 0 {
+	if problems := p.Validate(map[string]string{"objects": "- {objectName: a, key: k, objectAlias: f, filePermission: \"0400\", encoding: base64, extractJSONKey: b, optional: true}", "audience": "x", "derivedFiles": "[]"}); len(problems) > 0 {
 		t.Errorf("a good class has %v", problems)
 	}
 }

@@ -45,13 +45,11 @@ const (
 // object is one entry of the class.
 type object struct {
 	source
-	key   string // empty for all keys
-	alias string // a file, or a folder for all keys; may be empty
-	mode  fs.FileMode
+	key   string      // empty for all keys
+	alias string      // a file, or a folder for all keys; may be empty
+	mode  fs.FileMode // provider.UnsetMode where the class gives none
+	provider.Options
 }
-
-// unset is the mode of an object for which the class gives none.
-const unset = fs.ModeIrregular
 
 // path returns the file of a key.
 func (o object) path(key string) string {
@@ -91,7 +89,13 @@ func decode(p *provider.Params) *params {
 		if reasons := validation.IsConfigMapKey(o.key); o.key != "" && len(reasons) > 0 {
 			it.Report("key", fmt.Sprintf("%q cannot be a key", o.key), "correct it")
 		}
-		o.mode = it.Mode("filePermission", unset)
+		o.mode = it.Mode("filePermission", provider.UnsetMode)
+		o.Options = it.Options()
+		for _, field := range []string{provider.EncodingField, provider.ExtractJSONField, provider.ExtractYAMLField} {
+			if o.key == "" && it.Has(field) {
+				it.Report(field, "it is for one key, and the entry names none", `name it with "key", or remove this`)
+			}
+		}
 		if o.alias != "" {
 			it.Path("objectAlias", o.alias)
 		}

@@ -79,6 +79,9 @@ func (d *params) choose(entries []entry, version string, mode fs.FileMode) (prov
 	}
 	s := newSet(len(objects), mode)
 	for i, o := range objects {
+		if lines[i] < 0 {
+			continue
+		}
 		e := entries[lines[i]]
 		what, op := d.describeKey(e, o)
 		contents, err := e.contents()
@@ -92,12 +95,16 @@ func (d *params) choose(entries []entry, version string, mode fs.FileMode) (prov
 			s.Clear()
 			return provider.Result{}, s.tooLarge(what, op, int64(len(contents)))
 		}
-		s.add(o, contents, version)
+		if err := s.add(o, what, contents, version); err != nil {
+			s.Clear()
+			return provider.Result{}, err
+		}
 	}
 	return s.Result, nil
 }
 
-// match returns the objects to mount, and for each the index of its entry.
+// match returns the objects to mount, and for each the index of its entry, -1 for
+// an optional one that has none.
 func (d *params) match(entries []entry) ([]object, []int, error) {
 	if d.objects == nil {
 		return d.matchAll(entries)
@@ -109,6 +116,9 @@ func (d *params) match(entries []entry) ([]object, []int, error) {
 	found := make([]int, len(d.objects))
 	for i, o := range d.objects {
 		at, ok := byName[o.name]
+		if !ok && o.Optional {
+			at, ok = -1, true
+		}
 		if !ok {
 			return nil, nil, &provider.Error{Kind: provider.NotFound, Object: fmt.Sprintf("object %q", o.name),
 				Op: fmt.Sprintf("find it in age file %q", d.path), Err: errors.New("there is no such key"),
@@ -148,7 +158,7 @@ func (d *params) matchAll(entries []entry) ([]object, []int, error) {
 	slices.SortFunc(found, func(a, b int) int { return bytes.Compare([]byte(entries[a].name), []byte(entries[b].name)) })
 	objects := make([]object, len(entries))
 	for i, at := range found {
-		objects[i] = object{name: entries[at].name, file: entries[at].name, mode: unset}
+		objects[i] = object{name: entries[at].name, file: entries[at].name, mode: provider.UnsetMode}
 	}
 	return objects, found, nil
 }

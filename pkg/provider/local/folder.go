@@ -45,20 +45,38 @@ func (d *params) readFolder(ctx context.Context, root *os.Root, mode fs.FileMode
 			return provider.Result{}, d.stopped(ctx)
 		}
 		contents, stamp, err := d.readObject(root, o, s)
+		if err == nil {
+			stamps[i] = stamp
+			what, _ := d.describe(o)
+			err = s.add(o, what, contents, stamp.version())
+		} else if o.Optional && provider.KindOf(err) == provider.NotFound {
+			err = nil
+		}
 		if err != nil {
 			s.Clear()
 			return provider.Result{}, err
 		}
-		stamps[i] = stamp
-		s.add(o, contents, stamp.version())
 	}
 	for i, o := range objects {
-		if info, err := root.Stat(o.name); err != nil || stampOf(info) != stamps[i] {
+		if d.stampNow(root, o) != stamps[i] {
 			s.Clear()
 			return provider.Result{}, d.failure(o, errChanged)
 		}
 	}
 	return s.Result, nil
+}
+
+// stampNow returns the object's stamp as it is now; that of a missing one is the
+// zero stamp, as in a set that does without it.
+func (d *params) stampNow(root *os.Root, o object) stamp {
+	info, err := root.Stat(o.name)
+	switch {
+	case err == nil:
+		return stampOf(info)
+	case provider.KindOf(d.failure(o, err)) == provider.NotFound:
+		return stamp{}
+	}
+	return stamp{size: -1} // that of no file
 }
 
 func (d *params) readObject(root *os.Root, o object, s *set) ([]byte, stamp, error) {
@@ -186,7 +204,7 @@ func (l *lister) entry(name string, entry fs.DirEntry, above []stamp) error {
 		return &provider.Error{Kind: provider.Invalid, Object: fmt.Sprintf("object %q", name), Op: fmt.Sprintf("list folder %q", l.d.path),
 			Err: err, Remedy: `rename it, or name the files that the pod needs in "objects"`}
 	}
-	l.objects = append(l.objects, object{name: name, file: name, mode: unset})
+	l.objects = append(l.objects, object{name: name, file: name, mode: provider.UnsetMode})
 	return nil
 }
 

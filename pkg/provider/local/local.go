@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
-	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
 // Bounds of what one class brings into a volume.
@@ -204,15 +203,20 @@ func (s *set) tooLarge(what, op string, size int64) error {
 	return err
 }
 
-// add takes over contents, which must be within limit.
-func (s *set) add(o object, contents []byte, version string) {
-	mode := o.mode
-	if mode == unset {
-		mode = s.mode
+// add makes the object's file of raw, which must be within limit and which it
+// takes over. what names the object in an error.
+func (s *set) add(o object, what string, raw []byte, version string) error {
+	file, err := provider.Object{Name: what, Path: o.file, Mode: o.mode, Options: o.Options}.File(provider.Request{Mode: s.mode}, raw)
+	s.left -= int64(len(raw))
+	clear(raw)
+	if err != nil {
+		return err
 	}
-	s.left -= int64(len(contents))
-	s.Files = append(s.Files, provider.File{Path: o.file, Mode: mode, Contents: secret.New(contents)})
+	if file != nil {
+		s.Files = append(s.Files, *file)
+	}
 	if !o.repeated {
 		s.Versions = append(s.Versions, provider.ObjectVersion{ID: o.name, Version: version})
 	}
+	return nil
 }

@@ -146,6 +146,66 @@ func TestObjectsAreMountedAsTheClassSays(t *testing.T) {
 	}
 }
 
+func TestAnObjectIsMadeAsItsOptionsSay(t *testing.T) {
+	dir := t.TempDir()
+	json := `{"a": "` + canary + `", "b": {"c": "aGk="}}`
+	write(t, dir, map[string]string{"json": json, "yaml": "a: [x, y]\n", "hex": "68 69\n"})
+	path, key := seal(t, t.TempDir(), "json: '"+json+"'\nyaml: \"a: [x, y]\"\nhex: \"6869\"\n", false)
+	const objects = `
+- {objectName: json, objectAlias: a, extractJSONKey: a}
+- {objectName: json, objectAlias: b, extractJSONKey: /b/c, encoding: base64, filePermission: "0400"}
+- {objectName: yaml, extractYAMLKey: /a/1}
+- {objectName: hex, encoding: hex}
+`
+	for name, source := range map[string]map[string]string{"of a folder": class("path", dir), "of an age file": class("path", path, "identityFile", key)} {
+		t.Run(name, func(t *testing.T) {
+			with := func(objects string) map[string]string {
+				parameters := maps.Clone(source)
+				parameters["objects"] = objects
+				return parameters
+			}
+			r := wantFiles(t, with(objects), "a 0644 "+canary+"\nb 0400 hi\nyaml 0644 y\nhex 0644 hi\n")
+			if len(r.Versions) != 3 {
+				t.Errorf("got the versions %v", r.Versions)
+			}
+			wantError(t, with("- {objectName: json, extractJSONKey: c}"), provider.NotFound, `object "json": it has no key "c"`)
+			wantError(t, with("- {objectName: json, encoding: hex, optional: true}"), provider.Invalid, `object "json": it is not hex`)
+			wantError(t, with("- {objectName: json}\n- {objectName: hex, extractJSONKey: c}"), provider.Invalid, `object "hex": it is not`, "JSON")
+			wantError(t, with("- {objectName: json, extractYAMLKey: a, extractJSONKey: a}"), provider.Invalid, `entry 1 ("json"), "extractYAMLKey": it excludes`)
+			// What is optional may be missing, or the key in it.
+			wantFiles(t, with("- {objectName: gone, optional: true}\n- {objectName: hex}\n- {objectName: json, extractJSONKey: c, optional: true}\n- {objectName: hex/below, objectAlias: x, optional: true}"),
+				"hex 0644 "+map[string]string{"of a folder": "68 69\n", "of an age file": "6869"}[name]+"\n")
+			wantFiles(t, with("- {objectName: gone, optional: true}"), "")
+			wantError(t, with("- {objectName: gone, optional: true}\n- {objectName: lost}"), provider.NotFound, `object "lost"`)
+		})
+	}
+}
+
+// A set is whole: an optional file that comes while it is read is not left out.
+func TestAnOptionalFileThatComesMeanwhileIsAChange(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"a": "1"})
+	root, err := os.OpenRoot(dir)
+	must(t, err)
+	defer root.Close()
+	d, err := New().decode(class("path", dir, "objects", "- {objectName: late, optional: true}\n- objectName: a"))
+	must(t, err)
+	late := d.objects[0]
+	if d.stampNow(root, late) != (stamp{}) {
+		t.Error("a missing file has a stamp")
+	}
+	write(t, dir, map[string]string{"late": "1"})
+	if d.stampNow(root, late) == (stamp{}) {
+		t.Error("a file that came has no stamp")
+	}
+	must(t, os.Remove(dir+"/late"))
+	must(t, os.Symlink("/etc/passwd", dir+"/late"))
+	if d.stampNow(root, late) == (stamp{}) {
+		t.Error("a link that leads out counts as missing")
+	}
+	wantError(t, class("path", dir, "objects", "- {objectName: late, optional: true}"), provider.Invalid, "leads out of the folder")
+}
+
 // As kubelet lays ConfigMaps and Secrets out: the user's names lead through
 // ..data into a hidden folder.
 func TestLinksInsideTheFolderAreFollowed(t *testing.T) {
@@ -674,12 +734,20 @@ func (r *recorder) Read(b []byte) (int, error) {
 }
 
 func TestAFailedFetchClearsWhatItHasRead(t *testing.T) {
-	contents := []byte(canary)
-	s := newSet(1, 0o644)
-	s.add(object{name: "a", file: "a", mode: unset}, contents, "1")
+	raw := []byte(canary)
+	s := newSet(2, 0o644)
+	must(t, s.add(object{name: "a", file: "a", mode: provider.UnsetMode}, "a", raw, "1"))
+	value := s.Files[0].Contents.Reveal()
+	if string(value) != canary || s.left != maxTotalBytes-int64(len(raw)) {
+		t.Errorf("%q was added, %d bytes are left", value, s.left)
+	}
+	again := []byte(canary)
+	if err := s.add(object{Options: provider.Options{JSONKey: "a"}}, "b", again, "1"); err == nil {
+		t.Error("no error")
+	}
 	s.Clear()
-	if strings.Trim(string(contents), "\x00") != "" {
-		t.Errorf("%q is left", contents)
+	if left := string(raw) + string(value) + string(again); strings.Trim(left, "\x00") != "" {
+		t.Errorf("%q is left", left)
 	}
 }
 
@@ -722,7 +790,7 @@ func FuzzParams(f *testing.F) {
 		var files []string
 		for _, o := range d.objects {
 			files = append(files, o.file)
-			if err := provider.CheckPath(o.file); err != nil || o.name == "" || o.mode != unset && o.mode > 0o777 {
+			if err := provider.CheckPath(o.file); err != nil || o.name == "" || o.mode != provider.UnsetMode && o.mode > 0o777 {
 				t.Errorf("accepted: %+v, %v", o, err)
 			}
 		}

@@ -23,13 +23,11 @@ type params struct {
 type object struct {
 	name string
 	file string      // its path in the volume
-	mode fs.FileMode // unset where the class gives none
+	mode fs.FileMode // provider.UnsetMode where the class gives none
+	provider.Options
 	// repeated marks an object whose name an earlier one has too.
 	repeated bool
 }
-
-// unset is the mode of an object for which the class gives none.
-const unset = fs.ModeIrregular
 
 // decode reads the class's parameters and reports to p what is wrong with them.
 func decode(p *provider.Params) *params {
@@ -65,7 +63,8 @@ func (d *params) decodeObjects(p *provider.Params) {
 		if o.file = it.Optional(field); o.file == "" {
 			field, o.file = "objectName", o.name
 		}
-		o.mode = it.Mode("filePermission", unset)
+		o.mode = it.Mode("filePermission", provider.UnsetMode)
+		o.Options = it.Options()
 		it.Path(field, o.file)
 		if field == "objectAlias" && d.identityFile == "" && o.name != "" {
 			if err := provider.CheckPath(o.name); err != nil {

@@ -380,7 +380,7 @@ func TestUnreachableProviderIsReportedAsSuch(t *testing.T) {
 			p := get(t, f, "p")
 
 			_, err := p.Fetch(t.Context(), provider.Request{})
-			wantError(t, err, provider.Unavailable, tc.want, `provider "p" at `+path, "could not be reached within 3", "DaemonSet")
+			wantError(t, err, provider.Unavailable, tc.want, `provider "p" at `+path, "could not be reached within ", "DaemonSet")
 			if len(f.open) != 0 {
 				t.Error("the connection is tried on in the background")
 			}

@@ -182,7 +182,7 @@ func TestAServerThatHangsEndsWithTheDeadline(t *testing.T) {
 	block := make(chan struct{})
 	s.answer("GET secret/data/app", func(http.ResponseWriter, *http.Request) { <-block })
 	defer close(block)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, _, err := s.volume("web", "web", oneSecret).fetch(ctx, New(Vault, s.defaults()))
 	wantError(t, err, provider.Unavailable, `object "a"`, "does not answer in time")
