@@ -4,7 +4,9 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
+	"fmt"
 	"io"
+	"math/big"
 	"time"
 
 	"software.sslmate.com/src/go-pkcs12"
@@ -12,9 +14,14 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 )
 
+// maxIterations bounds how often a PKCS#12 has its password hashed for one of its
+// parts, in so far as that can be seen without the password.
+const maxIterations = 5_000_000
+
 // opening is how long a PKCS#12 may take to be opened. Its maker says how often
 // a password is hashed, and what hashes cannot be interrupted: only one is opened
-// at a time, so that one that takes for ever takes one processor.
+// at a time, so that one that takes for ever, by what it has encrypted twice, takes
+// one processor.
 const opening = 10 * time.Second
 
 // opener has a place for the one that is being opened.
@@ -31,6 +38,31 @@ func isPKCS12(der []byte) bool {
 	return err == nil && pfx.Version == 3
 }
 
+// asksTooMuch tells whether DER has, at whatever depth, a number of iterations
+// above the bound: an INTEGER right behind an OCTET STRING, its salt (RFC 7292,
+// section 4 and appendix C; RFC 8018, appendix A.2).
+func asksTooMuch(der []byte, depth int) bool {
+	for salt := false; len(der) > 0 && depth < 32; {
+		var v asn1.RawValue
+		rest, err := asn1.Unmarshal(der, &v)
+		if err != nil {
+			return false // ciphertext, or no DER
+		}
+		universal := v.Class == asn1.ClassUniversal
+		if universal && v.Tag == asn1.TagInteger && salt {
+			if n := new(big.Int).SetBytes(v.Bytes); n.Cmp(big.NewInt(maxIterations)) > 0 {
+				return true
+			}
+		}
+		salt = universal && v.Tag == asn1.TagOctetString
+		if (salt || v.IsCompound) && asksTooMuch(v.Bytes, depth+1) {
+			return true
+		}
+		der = rest
+	}
+	return false
+}
+
 // opened is what a PKCS#12 holds. The key is nil in one of certificates only.
 type opened struct {
 	key          any
@@ -41,6 +73,9 @@ type opened struct {
 // openPKCS12 opens a store of one key with its certificates, or of certificates
 // that are marked as trusted, as Java does it.
 func openPKCS12(der []byte, password string) opened {
+	if asksTooMuch(der, 0) {
+		return opened{err: &provider.Error{Kind: provider.Invalid, Err: fmt.Errorf("it is a PKCS#12 file that has its password hashed more than %d times", maxIterations), Remedy: "write it again with fewer iterations"}}
+	}
 	late := time.NewTimer(opening)
 	defer late.Stop()
 	busy := opened{err: &provider.Error{Kind: provider.Unavailable, Err: errors.New("it is a PKCS#12 file that takes too long to open, or waits for another that does"), Remedy: "have it hash its password less often"}}

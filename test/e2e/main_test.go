@@ -71,7 +71,7 @@ func install(ctx context.Context, more ...string) error {
 		"--set", "linux.image.repository=" + repository, "--set", "linux.image.tag=" + tag, "--set", "linux.image.pullPolicy=Never",
 		"--set", "rotationPollInterval=3s", "--set", "providerHealthCheck=true", "--set", "providerHealthCheckInterval=2s", "--set", "logVerbosity=2",
 		"--set-json", `tokenRequests=[{"audience":"vault"},{"audience":"conjur"},{"audience":""}]`,
-		"--set", "linux.localFolders={/srv/secrets}",
+		"--set", "linux.localFolders={/srv/secrets}", "--set", "conjur.podAnnotations=true",
 		"--set-string", "linux.podAnnotations.run=" + began, // a cluster that was kept has an older image
 	}
 	out, err := kube.Command(ctx, kube.Helm(), append(arguments, more...)...).CombinedOutput()

@@ -3,8 +3,10 @@ package stores
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -122,6 +124,9 @@ func logInForever(t *testing.T, pg *postgres.Server, layout standalone.Layout, v
 			case <-tick.C:
 			}
 			files, err := set(layout, v)
+			if u, ok := files["url"]; ok && u != url.QueryEscape(files["username"])+":"+url.QueryEscape(files["password"]) {
+				err = errors.New("the derived file is of another set")
+			}
 			if err == nil {
 				err = pg.Login(context.WithoutCancel(ctx), files["username"], files["password"])
 			}
@@ -150,6 +155,9 @@ const credsClass = `
 - {objectName: password, secretPath: database/creds/app, secretKey: password}
 - {objectName: static, secretPath: secret/data/static, secretKey: a}
 `
+
+// credsURL is made of the two.
+const credsURL = "- {path: url, template: '{{ file \"username\" | urlquery }}:{{ file \"password\" | urlquery }}'}"
 
 // A pod logs in all the time, while leases are renewed, end, and are replaced, and
 // the driver is killed. When the pod goes, so does its user.
@@ -256,7 +264,7 @@ func TestADriverThatIsKilledAllTheTimeLosesAndLeaksNothing(t *testing.T) {
 	put(t, w, "secret/data/static", map[string]any{"data": map[string]any{"a": "b"}})
 	w.start(t)
 	// Without overlap, old users are revoked as soon as can be: more to get wrong.
-	w.node.AddClass(t, "db", "vault", map[string]string{"roleName": "app", "objects": credsClass, "leaseOverlap": "0s"})
+	w.node.AddClass(t, "db", "vault", map[string]string{"roleName": "app", "objects": credsClass, "derivedFiles": credsURL, "leaseOverlap": "0s"})
 	v := w.volume(t, "web", "db")
 	w.publish(t, v)
 	u := logInForever(t, pg, w.node.Layout, v)
