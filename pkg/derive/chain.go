@@ -106,8 +106,8 @@ func (m *material) issuer(c *x509.Certificate) (*x509.Certificate, error) {
 	return nil, nil
 }
 
-// signed tells whether parent signed c. Where this machine does not check such
-// signatures any more, such as SHA-1, names and key identifiers tell.
+// signed tells whether parent signed c. Of signatures that Go does not check, such
+// as those with MD5, names and key identifiers tell.
 func (m *material) signed(c, parent *x509.Certificate) (bool, error) {
 	if !bytes.Equal(c.RawIssuer, parent.RawSubject) {
 		return false, nil

@@ -97,6 +97,9 @@ func TestDerivedFilesAreMountedBesideTheirSources(t *testing.T) {
 		"several of one source, in place of it": {
 			"- {path: u, from: db, extractJSONKey: user, replace: true}\n- {path: p, from: db, extractJSONKey: password, replace: true}",
 			`host 0644 "h"` + "\n" + `u 0640 "app"` + "\n" + `p 0640 "p"` + "\n"},
+		"by one of several that are made of it": {
+			"- {path: u, from: db, extractJSONKey: user, replace: true}\n- {path: p, from: db, extractJSONKey: password}",
+			`host 0644 "h"` + "\n" + `u 0640 "app"` + "\n" + `p 0640 "p"` + "\n"},
 		"of files made before, which are not mounted": {
 			"- {path: a, from: db, extractJSONKey: nested, replace: true}\n- {path: b, from: a, extractJSONKey: key, replace: true}\n- {path: c, from: b, encoding: base64, replace: true}",
 			`host 0644 "h"` + "\n" + `c 0640 "hi"` + "\n"},

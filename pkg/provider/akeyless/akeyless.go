@@ -13,13 +13,14 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/web"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
 // Provider reads items of Akeyless. Between two calls it holds logins, each for
 // one identity, and no item. It is safe for concurrent use.
 type Provider struct {
-	clients  clients
+	clients  web.Clients
 	sessions login.Cache[secret.Value]
 	key      []byte // for the names of sessions, some of which are made of an access key
 }

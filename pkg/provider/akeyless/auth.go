@@ -107,7 +107,7 @@ type session struct {
 // open returns a session, which begins with the token of the last one, as long as
 // the gateway takes that. Close it.
 func (p *Provider) open(a access) (*session, error) {
-	s := &session{provider: p, client: p.clients.get(a.CACert), access: a, token: a.Token}
+	s := &session{provider: p, client: p.clients.Get(a.CACert), access: a, token: a.Token}
 	identity, jwt := a.Login[keyField], a.Login[jwtField]
 	if text, ok := a.Login[k8sTokenField]; ok {
 		decoded, _ := base64.StdEncoding.DecodeString(text)

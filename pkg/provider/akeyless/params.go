@@ -111,7 +111,7 @@ func (d *params) decodeGateway(p *provider.Params) (host string) {
 		return ""
 	case u.Scheme == "http":
 		p.Report(provider.Problem{Key: key, What: "http is not encrypted: whoever is on the way reads the pod's token and every secret",
-			Remedy: "enable TLS at the gateway and write https://; akeylessCACert takes the certificate of a CA of your own"})
+			Remedy: "enable TLS at the gateway and write https://; akeylessCACert takes the certificate of a CA of your own", Unknown: true}) // Akeyless' provider takes it
 	}
 	return strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 }

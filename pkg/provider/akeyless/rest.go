@@ -9,13 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
@@ -27,8 +25,6 @@ const (
 	callTimeout = 55 * time.Second
 	// maxAnswerBytes bounds an answer, which may hold all static secrets of a class.
 	maxAnswerBytes = 16 << 20
-	// maxClients bounds how many CAs are remembered.
-	maxClients = 64
 )
 
 // The operations (https://docs.akeyless.io/reference).
@@ -47,41 +43,6 @@ const (
 	askedAgain = "it is asked again"
 	isItTheAPI = "does akeylessGatewayURL lead to the API, which is at port 8081, or at /v2 of port 8080?"
 )
-
-// clients are those for each CA. They hold no secret.
-type clients struct {
-	mu  sync.Mutex
-	all map[string]*http.Client
-}
-
-// get returns the client that trusts a CA: that of the system for an empty one.
-func (c *clients) get(caCert string) *http.Client {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if found := c.all[caCert]; found != nil {
-		return found
-	}
-	if len(c.all) >= maxClients || c.all == nil {
-		for _, old := range c.all {
-			old.CloseIdleConnections()
-		}
-		c.all = map[string]*http.Client{}
-	}
-	trusted := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caCert != "" {
-		trusted.RootCAs = x509.NewCertPool()
-		trusted.RootCAs.AppendCertsFromPEM([]byte(caCert))
-	}
-	c.all[caCert] = &http.Client{
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // it would get the token
-		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-			TLSClientConfig: trusted, TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: true,
-			MaxIdleConnsPerHost: provider.AtOnce, IdleConnTimeout: 90 * time.Second,
-		},
-	}
-	return c.all[caCert]
-}
 
 // call posts a request to an operation of the gateway and returns its answer,
 // which is JSON, and cleared with the session.

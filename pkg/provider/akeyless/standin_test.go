@@ -1,6 +1,7 @@
 package akeyless
 
 import (
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -371,7 +372,7 @@ type volume struct {
 func shop(t testing.TB, g *gateway, objects string) *volume {
 	t.Helper()
 	p := New()
-	p.clients.all = map[string]*http.Client{"": {Transport: inMemory{g}}}
+	p.clients.Dial = func(*tls.Config) http.RoundTripper { return inMemory{g} }
 	return podOf(t, p, "web-1", objects)
 }
 

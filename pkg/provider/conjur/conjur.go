@@ -11,15 +11,13 @@ package conjur
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
-	"sync"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/web"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
@@ -31,10 +29,7 @@ const audience = "conjur"
 // concurrent use.
 type Provider struct {
 	sessions login.Cache[secret.Value] // of Authorization headers
-	system   *x509.CertPool            // nil for the machine's own
-
-	mu      sync.Mutex
-	clients map[string]*http.Client // by certificate
+	clients  web.Clients
 }
 
 var (
@@ -43,7 +38,7 @@ var (
 )
 
 // New returns a Provider.
-func New() *Provider { return &Provider{clients: map[string]*http.Client{}} }
+func New() *Provider { return &Provider{} }
 
 // Validate tells what is wrong with a class's parameters.
 func (p *Provider) Validate(parameters map[string]string) []provider.Problem {
@@ -148,7 +143,7 @@ type outcome struct {
 // read logs in, or takes the access token of an earlier login, and reads the
 // variables. It may return values beside an error.
 func (p *Provider) read(ctx context.Context, c *class, token secret.Value, claims login.Claims, wanted []object) (map[string]outcome, error) {
-	client, key := p.client(c), c.sessionKey(claims)
+	client, key := p.clients.Get(c.certificate), c.sessionKey(claims)
 	for again := false; ; again = true {
 		access, err := p.sessions.Get(ctx, key, func(ctx context.Context, _ *login.Session[secret.Value]) (login.Session[secret.Value], error) {
 			return conn{c, client, secret.Value{}}.login(ctx, token, claims)

@@ -311,7 +311,7 @@ func TestAccessTokensAreReplacedInTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s.hosts["system:serviceaccount:shop:web"] = "host/web"
 				p := New()
-				p.clients[strings.TrimSpace(certificate)] = &http.Client{Transport: inMemory{s}}
+				p.clients.Dial = func(*tls.Config) http.RoundTripper { return inMemory{s} }
 				fetch := func(want int) {
 					t.Helper()
 					_, err := p.Fetch(t.Context(), provider.Request{Mode: provider.DefaultMode, Tokens: tokens(podToken(nil)), Parameters: map[string]string{
@@ -649,8 +649,8 @@ func TestOnlyTheCertificateOfTheClassIsTrusted(t *testing.T) {
 			t.Cleanup(server.Close)
 			req.Parameters[urlKey], req.Parameters[certificateKey] = server.URL, tc.class
 			if tc.system != "" {
-				p.system = x509.NewCertPool()
-				p.system.AppendCertsFromPEM([]byte(tc.system))
+				p.clients.System = x509.NewCertPool()
+				p.clients.System.AppendCertsFromPEM([]byte(tc.system))
 			}
 			_, err := p.Fetch(t.Context(), req)
 			if tc.says != nil {
@@ -680,16 +680,6 @@ func TestNothingIsSentElsewhere(t *testing.T) {
 	}
 	if got := elsewhere.served(); len(got) > 0 {
 		t.Errorf("the other server was asked: %q", got)
-	}
-}
-
-func TestConnectionsAreKeptForABoundedNumberOfCAs(t *testing.T) {
-	p := New()
-	for i := range 2 * maxClients {
-		p.client(&class{certificate: fmt.Sprint(i)})
-	}
-	if len(p.clients) > maxClients {
-		t.Errorf("%d are kept", len(p.clients))
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -30,8 +29,6 @@ const (
 	comma                   = "%2C"
 	// plain and inBase64 are encodings of answers.
 	plain, inBase64 = "identity", "base64"
-	// maxClients bounds the sets of CAs for which connections are kept.
-	maxClients = 64
 
 	// accessLife is how long an access token is accepted, unless its payload says
 	// otherwise; after accessRenew it is replaced.
@@ -41,42 +38,6 @@ const (
 
 // errNotAccepted marks that Conjur does not accept the access token.
 var errNotAccepted = errors.New("the access token is not accepted")
-
-// client returns one that trusts the class's CAs and nobody else.
-func (p *Provider) client(c *class) *http.Client {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if client := p.clients[c.certificate]; client != nil {
-		return client
-	}
-	for certificate, client := range p.clients {
-		if len(p.clients) < maxClients {
-			break
-		}
-		client.CloseIdleConnections()
-		delete(p.clients, certificate)
-	}
-	roots := c.roots
-	if roots == nil {
-		roots = p.system
-	}
-	client := &http.Client{
-		Transport: &http.Transport{
-			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-			TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-			TLSHandshakeTimeout: 10 * time.Second,
-			ForceAttemptHTTP2:   true,
-			MaxIdleConnsPerHost: provider.AtOnce,
-			IdleConnTimeout:     90 * time.Second,
-			DisableCompression:  true, // Accept-Encoding means something else here
-		},
-		// A token is for this server and for no other.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	p.clients[c.certificate] = client
-	return client
-}
 
 // conn is Conjur as one class reaches it, with the access token of one pod.
 type conn struct {

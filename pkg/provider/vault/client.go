@@ -23,6 +23,7 @@ import (
 	"github.com/openbao/openbao/api/v2"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/web"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
@@ -121,15 +122,7 @@ func newClient(conn connection) (*client, error) {
 	if err != nil {
 		return nil, conn.failure(err)
 	}
-	transport := &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:     config,
-		TLSHandshakeTimeout: 10 * time.Second,
-		ForceAttemptHTTP2:   true,
-		MaxIdleConnsPerHost: provider.AtOnce,
-		IdleConnTimeout:     90 * time.Second,
-	}
+	transport := web.Transport(config)
 	address := conn.Address
 	if socket, ok := strings.CutPrefix(address, "unix://"); ok {
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -141,7 +134,7 @@ func newClient(conn connection) (*client, error) {
 		Address: address,
 		HttpClient: &http.Client{
 			Transport:     bounded{transport},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // api.Client follows one, to the active server
+			CheckRedirect: web.StayThere, // api.Client follows one, to the active server
 		},
 		DisableEnvironment: true,
 		MaxRetries:         2,
