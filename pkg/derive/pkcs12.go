@@ -79,8 +79,9 @@ func openPKCS12(der []byte, password string) opened {
 	late := time.NewTimer(opening)
 	defer late.Stop()
 	busy := opened{err: &provider.Error{Kind: provider.Unavailable, Err: errors.New("it is a PKCS#12 file that takes too long to open, or waits for another that does"), Remedy: "have it hash its password less often"}}
+	place := opener
 	select {
-	case opener <- struct{}{}:
+	case place <- struct{}{}:
 	case <-late.C:
 		return busy
 	}
@@ -90,7 +91,7 @@ func openPKCS12(der []byte, password string) opened {
 			if recover() != nil {
 				result <- opened{err: errors.New("it is damaged")}
 			}
-			<-opener
+			<-place
 		}()
 		result <- openStore(der, password)
 	}()

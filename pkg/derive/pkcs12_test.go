@@ -29,12 +29,10 @@ func TestAPKCS12ThatAsksTooMuchIsNotOpened(t *testing.T) {
 		"in what is encrypted in PBES2":  wrapped(sequence(3, sequence(wrapped(sequence(sequence(sequence(salt, often, 32), 7)))))),
 		"as a number that has no bounds": wrapped(sequence(3, sequence(salt, asn1.RawValue{Tag: asn1.TagInteger, Bytes: make([]byte, 0)}, salt, asn1.RawValue{Tag: asn1.TagInteger, Bytes: append([]byte{1}, make([]byte, 40)...)}))),
 	} {
-		began := time.Now()
-		_, err := apply("- {path: out, from: in, format: pem}", map[string]string{"in": string(der)})
-		wantError(t, err, provider.Invalid, `derived file "out": file "in": it is a PKCS#12 file that has its password hashed more than 5000000 times; write it again with fewer iterations`)
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("%s: it took %v", name, took)
-		}
+		t.Run(name, func(t *testing.T) {
+			_, err := apply("- {path: out, from: in, format: pem}", map[string]string{"in": string(der)})
+			wantError(t, err, provider.Invalid, `derived file "out": file "in": it is a PKCS#12 file that has its password hashed more than 5000000 times; write it again with fewer iterations`)
+		})
 	}
 	h := pki()
 	for _, encoder := range []*theirs.Encoder{theirs.LegacyRC2, theirs.LegacyDES, theirs.Modern2023, theirs.Modern2026, theirs.Passwordless} {
