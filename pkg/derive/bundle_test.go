@@ -258,7 +258,7 @@ func TestAnAuthorityThatAnotherSignedToo(t *testing.T) {
 // Go checks no signatures with MD5; there still are roots with them.
 func TestAChainThatIsSignedWithMD5(t *testing.T) {
 	brought := map[string]string{"in": string(must(os.ReadFile("testdata/md5.pem")))}
-	for parts, want := range map[string]string{"chain": "leaf", "ca": "root", "[chain, ca]": "leaf root"} {
+	for parts, want := range map[string]string{"chain": "leaf mid", "ca": "root", "[chain, ca]": "leaf mid root"} {
 		if got := names(derived(t, "- {path: out, from: in, format: pem, parts: "+parts+"}", brought)); got != want {
 			t.Errorf("%s: got %s, want %s", parts, got, want)
 		}

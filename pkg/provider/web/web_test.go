@@ -29,7 +29,8 @@ func TestAClientTrustsItsCAsAndFollowsNobody(t *testing.T) {
 
 func TestClientsAreKeptAndBounded(t *testing.T) {
 	var clients Clients
-	if clients.Get("a") != clients.Get("a") || clients.Get("a") == clients.Get("b") {
+	a, again, b := clients.Get("a"), clients.Get("a"), clients.Get("b")
+	if a != again || a == b {
 		t.Error("there is not one for each set of CAs")
 	}
 	for i := range 3 * maxClients {
