@@ -408,7 +408,7 @@ func (n *node) tree() (names []string) {
 	for _, dir := range []string{n.layout.Pods(), n.layout.State()} {
 		_ = filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
 			switch rest, _ := filepath.Rel(n.layout.Root, name); {
-			case err != nil, rest == "state/lock", rest == "state/volumes.jsonl": // they stay
+			case err != nil, rest == "state/lock", rest == "state/key", rest == "state/volumes.jsonl": // they stay
 			default:
 				names = append(names, rest)
 			}
@@ -462,8 +462,10 @@ func (n *node) stateMatches() error {
 			return fmt.Errorf("there are %d records for %d mounts: %v", len(records), len(mounts), records)
 		}
 		files, err := os.ReadDir(n.layout.State())
-		if err == nil && len(files) != 2 {
-			err = fmt.Errorf("the state folder holds more than its records and its lock: %v", files)
+		for _, f := range files {
+			if !slices.Contains([]string{"lock", "key", "volumes.jsonl"}, f.Name()) {
+				return fmt.Errorf("the state folder holds more than its records, its lock and its key: %v", files)
+			}
 		}
 		return err
 	})

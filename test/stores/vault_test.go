@@ -382,8 +382,12 @@ func TestWhatVaultRefusesIsExplained(t *testing.T) {
 		})
 	}
 	w.node.AddClass(t, "good", "vault", class())
+	err := w.node.Publish(harness.Timeout(t), w.volumeFor(t, "expired", "good", -time.Minute, "vault"))
+	if err == nil || !strings.Contains(err.Error(), "token is expired") || !strings.Contains(err.Error(), "valid until") {
+		t.Errorf("a token that is over: %v", err)
+	}
 	must(t, w.Seal())
-	err := w.node.Publish(harness.Timeout(t), w.volume(t, "sealed", "good"))
+	err = w.node.Publish(harness.Timeout(t), w.volume(t, "sealed", "good"))
 	if err == nil || !strings.Contains(err.Error(), "sealed") || !strings.Contains(err.Error(), "Unavailable") || !strings.Contains(err.Error(), "unseal it") {
 		t.Errorf("sealed: %v", err)
 	}

@@ -83,6 +83,12 @@ func (w *world) volume(t testing.TB, pod, class string, audiences ...string) sta
 	if len(audiences) == 0 {
 		audiences = []string{"vault"}
 	}
+	return w.volumeFor(t, pod, class, time.Hour, audiences...)
+}
+
+// volumeFor is a volume of a pod with tokens that are valid for so long, or were.
+func (w *world) volumeFor(t testing.TB, pod, class string, lifetime time.Duration, audiences ...string) standalone.Volume {
+	t.Helper()
 	type token struct {
 		Token   string    `json:"token"`
 		Expires time.Time `json:"expirationTimestamp"`
@@ -91,7 +97,7 @@ func (w *world) volume(t testing.TB, pod, class string, audiences ...string) sta
 	uid := v.PublishRequest(w.node.Layout).VolumeContext["csi.storage.k8s.io/pod.uid"]
 	tokens := map[string]token{}
 	for _, audience := range audiences {
-		text, err := w.signer.Token(vaulttest.Pod{Namespace: "default", ServiceAccount: "default", Name: pod, UID: uid}, time.Hour, audience)
+		text, err := w.signer.Token(vaulttest.Pod{Namespace: "default", ServiceAccount: "default", Name: pod, UID: uid}, lifetime, audience)
 		if err != nil {
 			t.Fatal(err)
 		}
