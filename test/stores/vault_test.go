@@ -382,7 +382,8 @@ func TestWhatVaultRefusesIsExplained(t *testing.T) {
 		})
 	}
 	w.node.AddClass(t, "good", "vault", class())
-	err := w.node.Publish(harness.Timeout(t), w.volumeFor(t, "expired", "good", -time.Minute, "vault"))
+	w.node.AddClass(t, "by-jwt", "vault", class("vaultAuthMountPath", "jwt"))
+	err := w.node.Publish(harness.Timeout(t), w.volumeFor(t, "expired", "by-jwt", -time.Minute, "vault"))
 	if err == nil || !strings.Contains(err.Error(), "token is expired") || !strings.Contains(err.Error(), "valid until") {
 		t.Errorf("a token that is over: %v", err)
 	}
