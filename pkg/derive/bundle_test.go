@@ -490,7 +490,10 @@ func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("there is no %s here", name)
+		if os.Getenv("CI") != "" {
+			t.Fatalf("there is no %s here", name)
+		}
+		t.Skipf("there is no %s here; Go's own implementations read the stores all the same", name)
 	}
 	return path
 }

@@ -59,7 +59,7 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	defer cancel()
 	began := time.Now()
 	var result provider.Result
-	err = guarded(func() (err error) {
+	err = provider.Guarded(func() (err error) {
 		result, err = p.Fetch(limited, req)
 		return err
 	})
@@ -87,7 +87,7 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 		return provider.Result{}, answer(name, err)
 	}
 	var files []provider.File
-	err = guarded(func() (err error) {
+	err = provider.Guarded(func() (err error) {
 		files, err = derive.Apply(req.Parameters, result.Files, req.Mode)
 		return err
 	})
@@ -108,16 +108,6 @@ func named(name string, err error) error {
 	return fmt.Errorf("%s: %w", whose, err)
 }
 
-// guarded returns a panic of do as an error.
-func guarded(do func() error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = provider.Recovered(r)
-		}
-	}()
-	return do()
-}
-
 // Release has the provider of that name give back what it kept of a volume that
 // is gone. One that is not there any more, or keeps nothing, has nothing to give.
 func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) error {
@@ -129,7 +119,7 @@ func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) 
 	if !ok {
 		return nil
 	}
-	return named(name, guarded(func() error { return releaser.Release(ctx, state) }))
+	return named(name, provider.Guarded(func() error { return releaser.Release(ctx, state) }))
 }
 
 func (f *Fetcher) record(name string, err error, took time.Duration) {

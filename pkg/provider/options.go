@@ -29,7 +29,7 @@ const AtOnce = 32
 // Together calls do for 0 to n-1, AtOnce of them at the same time, and returns
 // when all calls have. The first error ends the context of the others, keeps
 // those that have not begun from it, and is returned. A panic of do is an error,
-// see Recovered: nobody above could recover it.
+// see Guarded: nobody above could recover it.
 func Together(ctx context.Context, n int, do func(ctx context.Context, i int) error) error {
 	if n == 1 {
 		return do(ctx, 0)
@@ -37,16 +37,11 @@ func Together(ctx context.Context, n int, do func(ctx context.Context, i int) er
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(AtOnce)
 	for i := range n {
-		group.Go(func() (err error) {
-			defer func() {
-				if r := recover(); r != nil {
-					err = Recovered(r)
-				}
-			}()
+		group.Go(func() error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return do(ctx, i)
+			return Guarded(func() error { return do(ctx, i) })
 		})
 	}
 	return group.Wait()

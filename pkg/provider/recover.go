@@ -7,6 +7,16 @@ import (
 	"strings"
 )
 
+// Guarded calls do, and returns a panic of it as an error, see Recovered.
+func Guarded(do func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = Recovered(r)
+		}
+	}()
+	return do()
+}
+
 // Recovered returns the error, of kind Internal, for what a deferred function got
 // from recover. It tells where in the program the panic began. What the panic
 // says is told only where the Go runtime says it, as of an index out of range:

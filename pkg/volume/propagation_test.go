@@ -9,20 +9,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The driver's container has a mount namespace of its own, whose view of
-// kubelet's folder is a peer of the host's (mountPropagation: Bidirectional).
-func TestAVolumeShowsInPeerNamespaces(t *testing.T) {
+// onHost returns a fixture, and a request for a volume below a mount that is
+// shared, as kubelet's folder is.
+func onHost(t *testing.T) (*fixture, Request) {
+	t.Helper()
 	host := t.TempDir()
 	if err := unix.Mount("tmpfs", host, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Unmount(host, unix.MNT_DETACH)
+	t.Cleanup(func() { _ = unix.Unmount(host, unix.MNT_DETACH) })
 	if err := unix.Mount("", host, "", unix.MS_SHARED, ""); err != nil {
 		t.Fatal(err)
 	}
 	f := newFixture(t)
 	r := f.request("web")
 	r.TargetPath = filepath.Join(host, "web", "mount")
+	return f, r
+}
+
+// The driver's container has a mount namespace of its own, whose view of
+// kubelet's folder is a peer of the host's (mountPropagation: Bidirectional).
+func TestAVolumeShowsInPeerNamespaces(t *testing.T) {
+	f, r := onHost(t)
 
 	inDriver := func(call func() error) {
 		t.Helper()
@@ -55,17 +63,7 @@ func TestAVolumeShowsInPeerNamespaces(t *testing.T) {
 // Another driver writes to the mount at the target, in its own way. Pods have
 // mounts of their own of the same tmpfs, and see no difference.
 func TestAVolumeIsHandedBack(t *testing.T) {
-	host := t.TempDir()
-	if err := unix.Mount("tmpfs", host, "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(host, unix.MNT_DETACH)
-	if err := unix.Mount("", host, "", unix.MS_SHARED, ""); err != nil {
-		t.Fatal(err)
-	}
-	f := newFixture(t)
-	r := f.request("web")
-	r.TargetPath = filepath.Join(host, "web", "mount")
+	f, r := onHost(t)
 	if err := f.Publish(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}

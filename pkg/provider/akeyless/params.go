@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
 )
 
 const (
@@ -33,10 +34,6 @@ const (
 	byJWT       = "jwt"
 	byUniversal = "universal_identity"
 )
-
-// apiAudiences are those that an API server takes for its own, as clusters are
-// usually set up.
-var apiAudiences = []string{"", "https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local", "kubernetes", "api"}
 
 // params is what a class asks for.
 type params struct {
@@ -89,7 +86,7 @@ func decode(p *provider.Params) *params {
 	case kind == byK8s && host != vendor && !strings.HasSuffix(host, "."+vendor):
 		// A gateway of one's own reviews the token at the API server. The vendor's
 		// servers never get one with which somebody could go there.
-		d.audiences = append([]string{defaultAudience}, apiAudiences...)
+		d.audiences = append([]string{defaultAudience}, login.APIServerAudiences...)
 	default:
 		d.audiences = []string{defaultAudience}
 	}

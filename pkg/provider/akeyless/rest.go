@@ -10,13 +10,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/web"
 )
 
 const (
@@ -85,19 +85,13 @@ func (s *session) call(ctx context.Context, op string, request map[string]any) (
 		return failure(provider.Internal, errors.New("the gateway's answer is not JSON"), isItTheAPI)
 	}
 	r, kind, remedy := s.refuse(response.StatusCode, body)
-	e := &provider.Error{Kind: kind, Op: op + " of " + s.access.Gateway, Err: r, Remedy: remedy, Code: strconv.Itoa(r.status)}
-	if seconds, err := strconv.Atoi(response.Header.Get("Retry-After")); err == nil && seconds > 0 {
-		e.RetryAfter = time.Duration(min(seconds, 3600)) * time.Second
-	}
+	e := &provider.Error{Kind: kind, Op: op + " of " + s.access.Gateway, Err: r, Remedy: remedy, Code: strconv.Itoa(r.status), RetryAfter: web.RetryAfter(response.Header)}
 	return nil, e
 }
 
 // unreachable takes the URL out of an error, and says what to do about it.
 func unreachable(err error) (remedy string, bare error) {
-	var located *url.Error
-	if errors.As(err, &located) {
-		err = located.Err
-	}
+	err = web.Bare(err)
 	var unknown x509.UnknownAuthorityError
 	var verification *tls.CertificateVerificationError
 	switch {

@@ -35,11 +35,10 @@ const secretsRemedy = `write a list: - "FILE": "POLICY/PATH/VARIABLE"`
 type class struct {
 	address     string // without a slash at its end
 	account     string
-	service     string         // of the authenticator authn-jwt
-	identity    string         // the host, or empty where the token names it
-	certificate string         // PEM, or empty for the public CAs
-	roots       *x509.CertPool // those of certificate
-	annotated   bool           // the pod's annotation comes first
+	service     string // of the authenticator authn-jwt
+	identity    string // the host, or empty where the token names it
+	certificate string // PEM, or empty for the public CAs
+	annotated   bool   // the pod's annotation comes first
 	objects     []object
 }
 
@@ -58,7 +57,7 @@ func decode(p *provider.Params) *class {
 	}
 	c.service = decodeService(p)
 	c.certificate = p.Optional(certificateKey)
-	c.roots = decodeCertificates(p, c.certificate)
+	checkCertificates(p, c.certificate)
 	switch version := p.Optional(versionKey); version {
 	case "", "0.2.0":
 		c.annotated = true
@@ -123,15 +122,10 @@ func decodeService(p *provider.Params) string {
 	return service
 }
 
-func decodeCertificates(p *provider.Params, text string) *x509.CertPool {
-	if text == "" {
-		return nil
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM([]byte(text)) {
+func checkCertificates(p *provider.Params, text string) {
+	if text != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
 		p.Report(provider.Problem{Key: certificateKey, What: "it holds no certificate in PEM", Remedy: "write the certificate of Conjur, or of the CA that signed it"})
 	}
-	return roots
 }
 
 // The fields of an entry in our own form.

@@ -12,12 +12,12 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/web"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
@@ -98,10 +98,7 @@ func (c conn) call(ctx context.Context, op, method, path, form, encoding string)
 
 // unreachable tells why there is no answer.
 func (c conn) unreachable(err error) (kind provider.Kind, remedy string, _ error) {
-	var address *url.Error
-	if errors.As(err, &address) {
-		err = address.Err // without the URL
-	}
+	err = web.Bare(err)
 	var untrusted *tls.CertificateVerificationError
 	if !errors.As(err, &untrusted) {
 		return provider.Unavailable, "it is asked again", fmt.Errorf("there is no answer: %w", err)
@@ -145,9 +142,7 @@ func (c conn) failure(a *answer, op string, remedies map[int]string) *provider.E
 	if err.Code != "" {
 		err.Err = fmt.Errorf("%w (%s)", err.Err, err.Code)
 	}
-	if seconds, e := strconv.Atoi(a.header.Get("Retry-After")); e == nil && seconds > 0 {
-		err.RetryAfter = time.Duration(min(seconds, 3600)) * time.Second
-	}
+	err.RetryAfter = web.RetryAfter(a.header)
 	switch {
 	case a.status == http.StatusUnauthorized && !c.access.IsEmpty():
 		err.Err = fmt.Errorf("%w: %w", errNotAccepted, err.Err)

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
@@ -135,7 +136,7 @@ func (o object) files(c contents, req provider.Request) ([]provider.File, error)
 
 // tokenOf returns the pod's token that is for the API server.
 func tokenOf(req provider.Request, d *params) (secret.Value, error) {
-	audiences := apiAudiences
+	audiences := login.APIServerAudiences
 	if d.audience != "" {
 		audiences = []string{d.audience}
 	}
@@ -155,7 +156,3 @@ func tokenOf(req provider.Request, d *params) (secret.Value, error) {
 	}
 	return secret.Value{}, err
 }
-
-// apiAudiences are the audiences that an API server takes for its own, as
-// clusters are usually set up.
-var apiAudiences = []string{"", "https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local", "kubernetes", "api"}

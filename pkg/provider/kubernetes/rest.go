@@ -8,10 +8,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
-	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/web"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
@@ -56,12 +55,7 @@ func (p *Provider) get(ctx context.Context, pod provider.Pod, s source, token se
 	request.Header.Set("Authorization", "Bearer "+string(token.Reveal()))
 	response, err := p.client.Do(request)
 	if err != nil {
-		// Its text has the URL, which tells nothing new.
-		var address *url.Error
-		if errors.As(err, &address) {
-			err = address.Err
-		}
-		return contents{}, failure(provider.Unavailable, fmt.Errorf("the API server does not answer: %w", err), "it is asked again")
+		return contents{}, failure(provider.Unavailable, fmt.Errorf("the API server does not answer: %w", web.Bare(err)), "it is asked again")
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes+1))
@@ -94,9 +88,7 @@ func (p *Provider) get(ctx context.Context, pod provider.Pod, s source, token se
 		return contents{}, failure(provider.NotFound, errors.New("it does not exist"), "create it, or correct objectName in the class")
 	case code == http.StatusTooManyRequests:
 		err := &provider.Error{Kind: provider.Throttled, Object: s.in(pod), Op: "read it as the pod", Err: errors.New("the API server asks for patience"), Remedy: "it is asked again"}
-		if seconds, parseErr := strconv.Atoi(response.Header.Get("Retry-After")); parseErr == nil && seconds > 0 {
-			err.RetryAfter = time.Duration(min(seconds, 3600)) * time.Second
-		}
+		err.RetryAfter = web.RetryAfter(response.Header)
 		return contents{}, err
 	case code >= http.StatusInternalServerError:
 		return contents{}, failure(provider.Unavailable, fmt.Errorf("the API server answers %s", response.Status), "it is asked again")

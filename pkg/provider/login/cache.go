@@ -2,7 +2,6 @@ package login
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -97,7 +96,11 @@ func (c *Cache[T]) Get(ctx context.Context, key string, login Login[T]) (T, erro
 func (c *Cache[T]) login(ctx context.Context, e *entry[T], earlier *Session[T], login Login[T]) {
 	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
 	defer cancel()
-	session, err := guarded(ctx, earlier, login)
+	var session Session[T]
+	err := provider.Guarded(func() (err error) { // it must not end the driver of a node
+		session, err = login(ctx, earlier)
+		return err
+	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e.err = err; err == nil {
@@ -105,16 +108,6 @@ func (c *Cache[T]) login(ctx context.Context, e *entry[T], earlier *Session[T], 
 	}
 	close(e.running)
 	e.running = nil
-}
-
-// guarded makes an error of a panic: it must not end the driver of a node.
-func guarded[T any](ctx context.Context, earlier *Session[T], login Login[T]) (session Session[T], err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = &provider.Error{Kind: provider.Internal, Op: "log in", Err: fmt.Errorf("a fault of csi-secrets: panic of type %T", r)}
-		}
-	}()
-	return login(ctx, earlier)
 }
 
 // Put makes session that of key, unless there is one that is fresh, and reports

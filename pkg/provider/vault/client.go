@@ -274,7 +274,7 @@ func (c *client) call(ctx context.Context, method, path, query string, body []by
 	case errors.Is(err, errTooLarge):
 		return nil, &provider.Error{Kind: provider.TooLarge, Err: err}
 	case err != nil:
-		return nil, &provider.Error{Kind: provider.Unavailable, Err: fmt.Errorf("the answer of %s ended early: %w", c.address, bareURL(err)), Remedy: "it is asked again"}
+		return nil, &provider.Error{Kind: provider.Unavailable, Err: fmt.Errorf("the answer of %s ended early: %w", c.address, web.Bare(err)), Remedy: "it is asked again"}
 	}
 	if len(bytes.TrimSpace(answer)) == 0 {
 		return nil, nil
@@ -344,9 +344,7 @@ func (c *client) refusal(from *api.ResponseError, resp *api.Response, secrets []
 	case r.status == http.StatusTooManyRequests:
 		e.Kind, e.Remedy = provider.Throttled, "it is asked again"
 		if resp != nil {
-			if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-				e.RetryAfter = time.Duration(min(seconds, 3600)) * time.Second
-			}
+			e.RetryAfter = web.RetryAfter(resp.Header)
 		}
 	case r.status >= http.StatusInternalServerError:
 		e.Kind, e.Remedy = provider.Unavailable, "it is asked again"
@@ -375,7 +373,7 @@ func shown(reason string, secrets []secret.Value) string {
 
 // unreachable explains why there was no answer.
 func (c *client) unreachable(ctx context.Context, err error) error {
-	e := &provider.Error{Kind: provider.Unavailable, Err: fmt.Errorf("the server %s does not answer: %w", c.address, bareURL(err)), Remedy: "it is asked again"}
+	e := &provider.Error{Kind: provider.Unavailable, Err: fmt.Errorf("the server %s does not answer: %w", c.address, web.Bare(err)), Remedy: "it is asked again"}
 	var unknown x509.UnknownAuthorityError
 	var host x509.HostnameError
 	var invalid x509.CertificateInvalidError
@@ -395,13 +393,4 @@ func (c *client) unreachable(ctx context.Context, err error) error {
 		e.Remedy = "the server speaks HTTP there: correct vaultAddress"
 	}
 	return e
-}
-
-// bareURL takes the URL out of an error: the address stands beside it.
-func bareURL(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
-	}
-	return err
 }

@@ -102,7 +102,6 @@ func (f *fetching) keepAnswer(r request, a *answer, body []byte, mine *token, ow
 	_ = json.Compact(&compact, body) // it was parsed before
 	switch ends := a.expires(now); {
 	case a.LeaseID != "":
-		f.leased.add(f.learnKey(r))
 		duration := time.Duration(a.LeaseDuration) * time.Second
 		made.issued = &issued{LeaseID: a.LeaseID, Lease: duration, Renews: a.Renewable}
 		if own {
@@ -188,15 +187,7 @@ func (f *fetching) renewOwn(ctx context.Context, t *token) error {
 }
 
 func (f *fetching) renewLease(ctx context.Context, t *token, a *issued) error {
-	c, err := f.clients.get(t.Conn)
-	if err != nil {
-		return err
-	}
-	body, err := json.Marshal(map[string]any{"lease_id": a.LeaseID, "increment": int64(a.Lease / time.Second)})
-	if err != nil {
-		return err
-	}
-	text, err := c.call(ctx, http.MethodPut, "v1/sys/leases/renew", "", body, secret.FromString(t.Token))
+	text, err := f.put(ctx, t, "sys/leases/renew", map[string]any{"lease_id": a.LeaseID, "increment": int64(a.Lease / time.Second)})
 	var renewed *answer
 	if err == nil {
 		renewed, err = parse(text)
@@ -259,17 +250,22 @@ func (f *fetching) revokeOld(ctx context.Context, now time.Time) {
 	}
 }
 
-// revokeLease returns nil once the lease is gone, and what it stood for with it.
-func (v *Provider) revokeLease(ctx context.Context, t *token, leaseID string) error {
+// put asks a kept token's own server to do something, by that token.
+func (v *Provider) put(ctx context.Context, t *token, path string, arguments map[string]any) ([]byte, error) {
 	c, err := v.clients.get(t.Conn)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	body, err := json.Marshal(map[string]any{"lease_id": leaseID, "sync": true})
+	body, err := json.Marshal(arguments)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = c.call(ctx, http.MethodPut, "v1/sys/leases/revoke", "", body, secret.FromString(t.Token))
+	return c.call(ctx, http.MethodPut, "v1/"+path, "", body, secret.FromString(t.Token))
+}
+
+// revokeLease returns nil once the lease is gone, and what it stood for with it.
+func (v *Provider) revokeLease(ctx context.Context, t *token, leaseID string) error {
+	_, err := v.put(ctx, t, "sys/leases/revoke", map[string]any{"lease_id": leaseID, "sync": true})
 	if status(err) == http.StatusBadRequest && (says(err, "lease not found") || says(err, "invalid lease")) {
 		return nil
 	}
@@ -279,11 +275,7 @@ func (v *Provider) revokeLease(ctx context.Context, t *token, leaseID string) er
 // revokeToken returns nil once the token is gone; the server then revokes the
 // leases that hang on it.
 func (v *Provider) revokeToken(ctx context.Context, t *token) error {
-	c, err := v.clients.get(t.Conn)
-	if err != nil {
-		return err
-	}
-	_, err = c.call(ctx, http.MethodPut, "v1/auth/token/revoke-self", "", []byte("{}"), secret.FromString(t.Token))
+	_, err := v.put(ctx, t, "auth/token/revoke-self", map[string]any{})
 	if lasts(err) {
 		return nil // it is gone, or cannot be revoked, as a batch token
 	}

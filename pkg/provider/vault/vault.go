@@ -55,7 +55,6 @@ type Provider struct {
 	clients  clients
 	sessions login.Cache[session]
 	podwise  set // ways to log in under which a session is one pod's
-	leased   set // requests whose answers had a lease
 	plain    set // requests whose answers had none
 }
 
@@ -256,7 +255,6 @@ func (f *fetching) ask(ctx context.Context, r request, mine *token, own bool) go
 	}
 	if shared && parsed.LeaseID != "" {
 		// The path brought no lease before. This one must not outlive the volume.
-		f.leased.add(f.learnKey(r))
 		f.plain.remove(f.learnKey(r))
 		f.revokeStray(ctx, use, parsed.LeaseID)
 		return got{err: &provider.Error{Kind: provider.Unavailable, Err: errors.New("it brings a lease now, which it did not before"), Remedy: "it is asked again, with a token of the volume's own"}}

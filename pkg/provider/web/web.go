@@ -4,8 +4,11 @@ package web
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/http"
+	"net/url"
+	"strconv"
 	"sync"
 	"time"
 
@@ -76,4 +79,27 @@ func (c *Clients) Get(pem string) *http.Client {
 	}
 	c.all[pem] = client
 	return client
+}
+
+// maxRetryAfter bounds the wait that a store may ask for.
+const maxRetryAfter = time.Hour
+
+// RetryAfter returns the wait that the header of an answer asks for, in seconds,
+// zero where it asks for none (RFC 9110, section 10.2.3).
+func RetryAfter(header http.Header) time.Duration {
+	seconds, err := strconv.Atoi(header.Get("Retry-After"))
+	if err != nil || seconds <= 0 {
+		return 0
+	}
+	return time.Duration(min(seconds, int(maxRetryAfter/time.Second))) * time.Second
+}
+
+// Bare takes the method and the URL out of an error of an HTTP client, where the
+// address stands beside it anyway.
+func Bare(err error) error {
+	var located *url.Error
+	if errors.As(err, &located) {
+		return located.Err
+	}
+	return err
 }

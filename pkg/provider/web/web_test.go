@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 )
 
 func TestAClientTrustsItsCAsAndFollowsNobody(t *testing.T) {
@@ -38,5 +39,13 @@ func TestClientsAreKeptAndBounded(t *testing.T) {
 	}
 	if len(clients.all) > maxClients {
 		t.Errorf("%d are kept", len(clients.all))
+	}
+}
+
+func TestTheWaitThatAStoreAsksForIsBounded(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": 0, "3": 3 * time.Second, "0": 0, "-1": 0, "soon": 0, "Wed, 21 Oct 2026 07:28:00 GMT": 0, "86400": time.Hour} {
+		if got := RetryAfter(http.Header{"Retry-After": {text}}); got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
 	}
 }
