@@ -189,10 +189,14 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	schedule := rotation.New(classes, providers.Get, interval)
 	fetcher := fetch.New(providers, 0)
 	var used activity
-	volumes, err := volume.New(volume.Config{
-		StateDir: o.stateDir, LeaseDir: o.leaseDir, Classes: classes, Fetcher: fetcher, Annotations: surroundings.annotations,
+	config := volume.Config{
+		StateDir: o.stateDir, LeaseDir: o.leaseDir, Classes: classes, Fetcher: fetcher,
 		Observer: append(surroundings.observers, schedule, &used), Writable: o.writable,
-	})
+	}
+	if m := surroundings.metadata; m != nil {
+		config.Annotations, config.AccountAnnotations = m.PodAnnotations, m.AccountAnnotations
+	}
+	volumes, err := volume.New(config)
 	if err != nil {
 		return err
 	}
@@ -293,10 +297,9 @@ type surroundings struct {
 	classes   class.Source
 	providers map[string]provider.Provider // those that are built in
 	observers volume.Observers
-	// annotations reads those of pods; nil without a cluster.
-	annotations func(context.Context, provider.Pod) (map[string]string, error)
-	run         []func(context.Context)
-	api         *kube.API // nil without a cluster
+	metadata  *cluster.Metadata // nil without a cluster
+	run       []func(context.Context)
+	api       *kube.API // nil without a cluster
 	// settled returns once it makes sense to register with kubelet. That forgets
 	// the driver before it registers it anew, which takes the API server: a
 	// driver that was restarted without one is better off with what kubelet knows.
@@ -327,7 +330,7 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 	if err != nil {
 		return surroundings{}, err
 	}
-	annotations, err := cluster.NewAnnotations(api)
+	metadata, err := cluster.NewMetadata(api)
 	if err != nil {
 		return surroundings{}, err
 	}
@@ -337,7 +340,7 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 	}
 	s := surroundings{
 		providers: map[string]provider.Provider{"local": local.NewConfined(o.localFolders), "kubernetes": kubernetes.New(server, client)},
-		classes:   classes, observers: volume.Observers{statuses}, annotations: annotations.Of, run: []func(context.Context){classes.Run, statuses.Run}, api: api, settled: classes.Answered,
+		classes:   classes, observers: volume.Observers{statuses}, metadata: metadata, run: []func(context.Context){classes.Run, statuses.Run}, api: api, settled: classes.Answered,
 	}
 	if o.events != eventsNone {
 		events, err := cluster.NewEvents(api, o.driverName, o.nodeID)

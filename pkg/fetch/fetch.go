@@ -71,8 +71,8 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 		return provider.Result{}, named(name, err)
 	}
 	if result.NotModified {
-		if len(req.Mounted) == 0 {
-			return provider.Result{}, answer(name, errors.New("it says \"not modified\" where nothing is mounted"))
+		if req.Current == nil {
+			return provider.Result{}, answer(name, errors.New("it says \"not modified\" where nothing of this class is mounted"))
 		}
 		return result, nil
 	}

@@ -50,12 +50,14 @@ func TestAnAnswerThatNoVolumeCanHoldIsRefusedAndCleared(t *testing.T) {
 	}
 }
 
+func nothing(string) (secret.Value, bool) { return secret.Value{}, false }
+
 func TestNotModifiedNeedsSomethingMounted(t *testing.T) {
 	f := fetcher(func(context.Context) (provider.Result, error) { return provider.Result{NotModified: true}, nil }, 0)
-	if _, err := f.Fetch(t.Context(), "store", provider.Request{}); err == nil {
-		t.Error("a first fetch was answered without files")
+	if _, err := f.Fetch(t.Context(), "store", provider.Request{Mounted: []provider.ObjectVersion{{ID: "a"}}}); err == nil {
+		t.Error("a fetch of another class was answered without files")
 	}
-	if r, err := f.Fetch(t.Context(), "store", provider.Request{Mounted: []provider.ObjectVersion{{ID: "a"}}}); err != nil || !r.NotModified {
+	if r, err := f.Fetch(t.Context(), "store", provider.Request{Current: nothing}); err != nil || !r.NotModified {
 		t.Errorf("got %v, %v", r, err)
 	}
 }
@@ -153,7 +155,7 @@ func TestDerivedFilesAreMadeOfWhatEveryProviderBrings(t *testing.T) {
 		}
 	}
 	unchanged := fetcher(func(context.Context) (provider.Result, error) { return provider.Result{NotModified: true}, nil }, 0)
-	req.Mounted = []provider.ObjectVersion{{ID: "db"}}
+	req.Current = nothing
 	if r, err := unchanged.Fetch(t.Context(), "store", req); err != nil || !r.NotModified || r.Files != nil {
 		t.Errorf("of nothing new: got %v, %v", r, err)
 	}

@@ -72,8 +72,14 @@ type Request struct {
 	// Secrets are those of the volume's nodePublishSecretRef.
 	Secrets map[string]secret.Value
 	// Mounted are the versions that the volume holds, none on a first publish.
-	// A provider may answer Result.NotModified only if it proves them current.
 	Mounted []ObjectVersion
+	// Current returns a copy of what the volume holds in a file, by the File.Path
+	// under which the provider returned it; false where there is no such file. It
+	// is nil on a first publish, and where the class was another when the files
+	// were made. Only where it is not nil may a provider answer
+	// Result.NotModified, and only if it proves the versions of Mounted current.
+	// It is safe for concurrent use.
+	Current func(path string) (secret.Value, bool)
 	// TargetPath is where the pod's volume is published. It is passed on to
 	// external providers; nothing may be written there.
 	TargetPath string
@@ -86,6 +92,9 @@ type Request struct {
 	// own right to do so: a provider calls it only where a class cannot say what
 	// to mount otherwise. It is nil where there is no cluster, or no such right.
 	Annotations func(ctx context.Context) (map[string]string, error)
+	// AccountAnnotations is Annotations for the pod's service account. It may
+	// answer with what it read some seconds ago.
+	AccountAnnotations func(ctx context.Context) (map[string]string, error)
 	// Scratch may be nil where no provider that writes its files by itself is
 	// served.
 	Scratch Scratch

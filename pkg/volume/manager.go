@@ -30,8 +30,9 @@ type Config struct {
 	LeaseDir string
 	Classes  class.Source
 	Fetcher  Fetcher
-	// Annotations reads those of pods for providers; nil where nobody can.
-	Annotations func(ctx context.Context, pod provider.Pod) (map[string]string, error)
+	// Annotations and AccountAnnotations read those of pods and of their service
+	// accounts for providers; nil where nobody can.
+	Annotations, AccountAnnotations func(ctx context.Context, pod provider.Pod) (map[string]string, error)
 	// Observer may be nil.
 	Observer Observer
 	// Mounter looks at mounts; nil for the system's own.
@@ -44,16 +45,17 @@ type Config struct {
 // Manager keeps the volumes of a node. It is safe for concurrent use; calls for
 // one volume, or for one target, run one after another.
 type Manager struct {
-	classes     class.Source
-	fetcher     Fetcher
-	annotations func(ctx context.Context, pod provider.Pod) (map[string]string, error)
-	observer    Observer
-	mounter     mount.Interface
-	records     *records
-	kept        *kept
-	key         secret.Value // for versions of what has none
-	noswap      bool
-	writable    bool
+	classes  class.Source
+	fetcher  Fetcher
+	observer Observer
+	mounter  mount.Interface
+	records  *records
+	kept     *kept
+	key      secret.Value // for versions of what has none
+	noswap   bool
+	writable bool
+
+	annotations, accountAnnotations func(ctx context.Context, pod provider.Pod) (map[string]string, error)
 
 	locks locks
 
@@ -95,7 +97,7 @@ func New(c Config) (*Manager, error) {
 		return nil, errors.Join(err, records.close())
 	}
 	return &Manager{
-		classes: c.Classes, fetcher: c.Fetcher, annotations: c.Annotations, observer: c.Observer, mounter: c.Mounter, records: records, kept: kept, key: key, noswap: noswap, writable: c.Writable,
+		classes: c.Classes, fetcher: c.Fetcher, annotations: c.Annotations, accountAnnotations: c.AccountAnnotations, observer: c.Observer, mounter: c.Mounter, records: records, kept: kept, key: key, noswap: noswap, writable: c.Writable,
 		byTarget: map[string]*volume{}, targets: map[string][]string{},
 	}, nil
 }
@@ -175,7 +177,7 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 			err = errors.Join(err, m.kept.release(v.VolumeID, v.TargetPath, ""))
 		}
 	}()
-	got, err := m.fetch(ctx, v)
+	got, err := m.fetch(ctx, v, nil)
 	if err != nil {
 		return err
 	}
@@ -295,13 +297,21 @@ func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err err
 
 // fill fetches the files of v and writes them to its mounted tmpfs.
 func (m *Manager) fill(ctx context.Context, t *tree, v *volume) (changed bool, err error) {
-	got, err := m.fetch(ctx, v)
+	before := v.record
+	got, err := m.fetch(ctx, v, t)
 	if err != nil {
 		return false, err
 	}
 	defer got.result.Clear()
 	if got.result.NotModified {
 		return false, nil
+	}
+	if before.Made != "" && before.Made != v.Made {
+		// A kill after the switch must not leave files that look like the old class's.
+		before.Made = ""
+		if err := m.records.save(before); err != nil {
+			return false, err
+		}
 	}
 	if size, err := t.size(); err != nil || size != got.size {
 		if err := t.resize(tmpfsOptions{size: got.size, noswap: m.noswap}); err != nil {
@@ -323,8 +333,8 @@ type fetched struct {
 }
 
 // fetch brings the files of v: the one way that leads from a class to files.
-// It notes in v what it got.
-func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
+// It notes in v what it got. t is the tmpfs that v is mounted from, nil for none.
+func (m *Manager) fetch(ctx context.Context, v *volume, t *tree) (fetched, error) {
 	c, err := m.classes.Get(ctx, v.Class)
 	if err != nil {
 		return fetched{}, err
@@ -350,6 +360,13 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 	if m.annotations != nil {
 		req.Annotations = func(ctx context.Context) (map[string]string, error) { return m.annotations(ctx, v.Pod) }
 	}
+	if m.accountAnnotations != nil {
+		req.AccountAnnotations = func(ctx context.Context) (map[string]string, error) { return m.accountAnnotations(ctx, v.Pod) }
+	}
+	made := madeBy(req, c)
+	if t != nil && made == v.Made {
+		req.Current = t.current
+	}
 	result, err := m.ask(ctx, c.Spec.Provider, req, size)
 	v.leased = m.kept.has(v.VolumeID, v.TargetPath)
 	if err != nil {
@@ -361,7 +378,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume) (fetched, error) {
 		result.Clear()
 		return fetched{}, m.inContext(v, err)
 	}
-	v.Objects, v.Refreshed, v.ValidUntil, v.RefreshAt = result.Versions, now, result.ValidUntil, result.RefreshAt
+	v.Made, v.Objects, v.Refreshed, v.ValidUntil, v.RefreshAt = made, result.Versions, now, result.ValidUntil, result.RefreshAt
 	return fetched{result, size}, nil
 }
 

@@ -27,6 +27,7 @@ type store struct {
 	files      map[string]string
 	parameters map[string]string
 	err        error
+	unmodified bool // a refresh is answered with "not modified"
 	requests   []provider.Request
 	fetched    func(req provider.Request) error   // where not nil, called by each fetch
 	release    func(provider, state string) error // where not nil, called by Release
@@ -78,6 +79,9 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 		}
 		files, err := req.Scratch.Files()
 		return provider.Result{Files: files, Versions: []provider.ObjectVersion{{ID: "o", Version: "1"}}}, err
+	}
+	if s.unmodified && req.Current != nil {
+		return provider.Result{NotModified: true}, nil
 	}
 	return provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}, s.err
 }
@@ -246,6 +250,49 @@ func TestAFailedRefreshKeepsTheFilesAndSaysWhy(t *testing.T) {
 	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil || f.List()[0].LastError != nil {
 		t.Errorf("got %v, and the volume tells %v", err, f.List()[0].LastError)
 	}
+}
+
+func TestAProviderSeesWhatTheClassHasMounted(t *testing.T) {
+	f := newFixture(t)
+	f.set(map[string]string{"a": "1", "b/c": "2"}, nil)
+	f.unmodified = true
+	saw := ""
+	f.fetched = func(req provider.Request) error {
+		saw = "nothing"
+		if req.Current != nil {
+			saw = ""
+			for _, path := range []string{"a", "b/c", "x", "../a", "b"} {
+				contents, ok := req.Current(path)
+				saw += fmt.Sprintf("%s=%s,%v ", path, contents.Reveal(), ok)
+			}
+		}
+		return nil
+	}
+	const all = "a=1,true b/c=2,true x=,false ../a=,false b=,false "
+	r := f.request("web")
+	refresh := func(step, want string, changed bool) {
+		t.Helper()
+		if got, err := f.Refresh(t.Context(), r.TargetPath); err != nil || got.Changed != changed || saw != want {
+			t.Errorf("%s: it saw %q, changed is %v, %v", step, saw, got.Changed, err)
+		}
+	}
+	if err := f.Publish(t.Context(), r); err != nil || saw != "nothing" {
+		t.Fatalf("a publish: it saw %q, %v", saw, err)
+	}
+	refresh("a refresh", all, false)
+	f.parameters = map[string]string{"objects": "others"}
+	f.set(map[string]string{"a": "1", "b/c": "2", "d": ""}, nil)
+	refresh("another class", "nothing", true)
+	refresh("after it", all, false)
+	f.parameters = map[string]string{"objects": "of yet another class"}
+	f.set(nil, errors.New("the store is away"))
+	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil && saw != "nothing" {
+		t.Errorf("a class that fails: it saw %q", saw)
+	}
+	f.set(map[string]string{"a": "1", "b/c": "2"}, nil)
+	refresh("the class that failed", "nothing", true)
+	f.restart(t)
+	refresh("after a restart", all, false)
 }
 
 func TestARestartedDriverFindsItsVolumes(t *testing.T) {

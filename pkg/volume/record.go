@@ -34,6 +34,8 @@ type record struct {
 	Attributes map[string]string        `json:"attributes,omitempty"`
 	FSGroup    *int64                   `json:"fsGroup,omitempty"`
 	Objects    []provider.ObjectVersion `json:"objects,omitempty"`
+	// Made is a MAC of what the class said when the files were made.
+	Made string `json:"made,omitempty"`
 	// Credentials says that the volume was published with tokens or secrets: a
 	// refresh needs them again.
 	Credentials bool      `json:"credentials,omitempty"`

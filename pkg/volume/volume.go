@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -135,6 +136,16 @@ func (v *volume) request(c *class.SecretProviderClass) provider.Request {
 		Tokens: v.credentials.Tokens, RawTokens: v.credentials.RawTokens, Secrets: v.credentials.Secrets,
 		Mounted: v.Objects, TargetPath: v.TargetPath, Mode: provider.DefaultMode,
 	}
+}
+
+// madeBy returns a MAC of all that a class says, under the node's key: a class may
+// hold a credential.
+func madeBy(req provider.Request, c *class.SecretProviderClass) string {
+	parts := [][]byte{[]byte(c.Spec.Provider)}
+	for _, key := range slices.Sorted(maps.Keys(c.Spec.Parameters)) {
+		parts = append(parts, []byte(key), []byte(c.Spec.Parameters[key]))
+	}
+	return req.Fingerprint(parts...)
 }
 
 // compatible tells why req is not a repetition of the publish that made v, or

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
 // The entries of a volume's root are those of Kubernetes' own secret volumes
@@ -313,6 +314,18 @@ func sameFile(root *os.Root, name string, f provider.File, groupRead bool) (bool
 		return false, fmt.Errorf("read the current %q: %w", f.Path, bare(err))
 	}
 	return slices.Equal(held, f.Contents.Reveal()), nil
+}
+
+// current returns a copy of a file of the current set.
+func (t *tree) current(name string) (secret.Value, bool) {
+	if provider.CheckPath(name) != nil {
+		return secret.Value{}, false
+	}
+	held, err := t.root.ReadFile(dataLink + "/" + name)
+	if err != nil {
+		return secret.Value{}, false
+	}
+	return secret.New(held), true
 }
 
 // wipe removes everything that root holds.

@@ -185,6 +185,26 @@ func TestWhatHasEndedIsForgotten(t *testing.T) {
 	})
 }
 
+func TestRefusalsAreRememberedForAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Refusals
+		r.Note("a")
+		if !r.Has("a") || r.Has("b") {
+			t.Error("it does not know what was refused")
+		}
+		time.Sleep(refusalLasts)
+		if r.Has("a") {
+			t.Error("it never asks again")
+		}
+		for i := range 2 * maxRefusals {
+			r.Note(fmt.Sprint(i))
+		}
+		if len(r.ends) > maxRefusals || !r.Has(fmt.Sprint(2*maxRefusals-1)) {
+			t.Errorf("it remembers %d", len(r.ends))
+		}
+	})
+}
+
 func FuzzRead(f *testing.F) {
 	f.Add("e30.e30.e30")
 	f.Fuzz(func(_ *testing.T, text string) {

@@ -1,0 +1,38 @@
+package issuer
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestOnlyWhatTheIssuerSignedForTheAudienceIsTaken(t *testing.T) {
+	i, other := New(t), New(t)
+	server := httptest.NewServer(i.JWKS())
+	defer server.Close()
+	web := Account{Namespace: "shop", Name: "web", UID: "s1", Pod: "web-1", PodUID: "p1"}
+	good := i.Token(web, "sts.amazonaws.com", "other")
+	head, payload, _ := strings.Cut(good, ".")
+	payload, _, _ = strings.Cut(payload, ".")
+	for verifier, v := range map[string]*Verifier{"of the issuer": i.Verifier(), "of its document": NewVerifier(t.Context(), URL, server.URL, server.Client())} {
+		if subject, err := v.Verify(t.Context(), good, "sts.amazonaws.com"); err != nil || subject != "system:serviceaccount:shop:web" {
+			t.Errorf("%s: got %q, %v", verifier, subject, err)
+		}
+		for name, token := range map[string]string{
+			"for another audience":         i.Token(web, "vault"),
+			"ended":                        i.TokenAt(time.Now().Add(-2*Lifetime), web, "sts.amazonaws.com"),
+			"signed by another issuer":     other.Token(web, "sts.amazonaws.com"),
+			"without a signature":          head + "." + payload + ".",
+			"signed by nobody, as it says": "eyJhbGciOiJub25lIn0." + payload + ".",
+			"nothing":                      "",
+		} {
+			if _, err := v.Verify(t.Context(), token, "sts.amazonaws.com"); err == nil {
+				t.Errorf("%s: a token %s was taken", verifier, name)
+			}
+		}
+		if _, err := (&Verifier{"https://elsewhere", v.keys}).Verify(t.Context(), good, "sts.amazonaws.com"); err == nil {
+			t.Errorf("%s: a token of another issuer was taken", verifier)
+		}
+	}
+}
