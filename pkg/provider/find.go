@@ -65,7 +65,10 @@ func (it *Item) Find() *Find {
 		case "prefix":
 			f.Prefix = value.Value
 		case "pattern":
-			if f.Pattern, err = regexp.Compile(`\A(?:` + value.Value + `)\z`); err != nil {
+			if _, err = regexp.Compile(value.Value); err == nil {
+				f.Pattern, err = regexp.Compile(`\A(?:` + value.Value + `)\z`)
+			}
+			if err != nil {
 				report(value, fmt.Sprintf("%.80q is not a regular expression", value.Value), "write it as https://github.com/google/re2/wiki/Syntax has it; it has to match the whole name")
 			}
 		case "tags":
@@ -119,13 +122,26 @@ func (f *Find) Match(name string, tags map[string]string) bool {
 	return true
 }
 
-// FileName returns the path of an object's file, or nothing where the object
+// FileName returns the name of an object's file, or nothing where the object
 // has no name but the prefix.
 func (f *Find) FileName(name string) string {
 	if f.TrimPrefix {
 		name = strings.TrimPrefix(name, f.Prefix)
 	}
 	return strings.Trim(name, "/")
+}
+
+// Path returns the path of an object's file below a folder, which may be empty.
+// The error is of kind Invalid, for a name that no file can have.
+func (f *Find) Path(folder, name string) (string, error) {
+	path := f.FileName(name)
+	if folder != "" {
+		path = strings.TrimSuffix(folder, "/") + "/" + path
+	}
+	if err := CheckPath(path); err != nil {
+		return "", &Error{Kind: Invalid, Object: f.String(), Err: fmt.Errorf("the object %.200q cannot be a file: %w", name, err), Remedy: "leave it out by a narrower pattern, or name it by itself"}
+	}
+	return path, nil
 }
 
 // Gather returns the names of the objects that list offers and that match, each

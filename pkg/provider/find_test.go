@@ -95,6 +95,17 @@ func TestFilesOfFoundObjects(t *testing.T) {
 	if got := f.FileName("/prod/db/user"); got != "prod/db/user" {
 		t.Errorf("got %q", got)
 	}
+	for _, folder := range []string{"conf", "conf/"} {
+		if got, err := f.Path(folder, "/prod/db"); got != "conf/prod/db" || err != nil {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+	f.TrimPrefix = true
+	for _, name := range []string{"/prod/", "/prod/../x", "/prod/a\x00"} {
+		if got, err := f.Path("", name); KindOf(err) != Invalid || !strings.Contains(err.Error(), `find prefix "/prod/": the object`) {
+			t.Errorf("%q: got %q, %v", name, got, err)
+		}
+	}
 }
 
 func TestAnEntryThatNamesItsObjectFindsNothing(t *testing.T) {
@@ -109,6 +120,7 @@ func TestMistakesInFind(t *testing.T) {
 		"- find: {}":                             "it would take every object",
 		"- find: {limit: 5}":                     "it would take every object",
 		"- find:\n    pattern: '('":              `line 2, entry 1, "find": "(" is not a regular expression`,
+		"- find: {pattern: 'a)|(b'}":             `"a)|(b" is not a regular expression`,
 		"- find: {prefix: a, limit: 0}":          `the limit "0" is not a number from 1 to 1000`,
 		"- find: {prefix: a, limit: 1001}":       `the limit "1001"`,
 		"- find: {prefix: a, limit: many}":       `the limit "many"`,

@@ -37,6 +37,10 @@ type object struct {
 	request request
 	key     string // secretKey; empty for the whole answer
 	all     bool   // a file for each key
+	// find is set where the request names a folder, and the objects below it are
+	// meant; found, of such an object once it is known.
+	find  *provider.Find
+	found bool
 }
 
 // request is what is asked of the server for an object. Objects with the same
@@ -170,8 +174,10 @@ func (d *params) decodeObjects(p *provider.Params) {
 	}
 	names := map[string]int{}
 	for i, it := range items {
-		o := object{id: it.Required("objectName", "name the file in the volume"), key: it.Optional("secretKey"), all: it.Bool("allKeys")}
-		it.SetName(o.id)
+		o := object{find: it.Find(), id: it.Optional("objectName"), key: it.Optional("secretKey"), all: it.Bool("allKeys")}
+		if o.find == nil {
+			it.SetName(it.Required("objectName", "name the file in the volume"))
+		}
 		o.Object = provider.Object{Name: fmt.Sprintf("object %q", o.id), Path: o.id, Mode: it.YAMLMode("filePermission"), Options: it.Options()}
 		it.Path("objectName", o.id)
 		if other, taken := names[o.id]; taken && o.id != "" {
@@ -185,6 +191,12 @@ func (d *params) decodeObjects(p *provider.Params) {
 			o.Encoding = provider.EncodingNone // of an answer's JSON it never meant anything
 		}
 		o.request = decodeRequest(it)
+		if o.find != nil {
+			o.Name = o.find.String()
+			if r := o.request; r.method != "GET" || r.query != "" {
+				it.Report(provider.FindField, "what is found is read as it is", "remove method, and the query of secretPath")
+			}
+		}
 		d.objects = append(d.objects, o)
 	}
 }

@@ -139,6 +139,9 @@ func (f *fetching) run(ctx context.Context) (provider.Result, error) {
 		return provider.Result{}, errors.Join(err, f.state.save(f.keep))
 	}
 
+	if err := f.findObjects(ctx); err != nil {
+		return provider.Result{}, errors.Join(err, f.state.save(f.keep))
+	}
 	var requests []request
 	for _, o := range f.objects {
 		if !slices.Contains(requests, o.request) {
@@ -209,7 +212,7 @@ func (f *fetching) answers(ctx context.Context, requests []request) ([]got, erro
 
 // mayMiss reports whether every object of a request may be missing, and is.
 func (f *fetching) mayMiss(r request, err error) bool {
-	return provider.KindOf(err) == provider.NotFound && !slices.ContainsFunc(f.objects, func(o object) bool { return o.request == r && !o.Optional })
+	return provider.KindOf(err) == provider.NotFound && !slices.ContainsFunc(f.objects, func(o object) bool { return o.request == r && !o.Optional && !o.found })
 }
 
 // named says of which object err speaks: the first that the request is for and
