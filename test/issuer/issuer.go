@@ -4,11 +4,15 @@
 package issuer
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"strings"
@@ -20,7 +24,7 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// URL is the issuer of all tokens of an Issuer.
+// URL is the issuer of tokens where a test does not care.
 const URL = "https://kubernetes.default.svc.cluster.local"
 
 // Lifetime is that of a token.
@@ -28,13 +32,16 @@ const Lifetime = time.Hour
 
 // Issuer signs tokens. It is safe for concurrent use.
 type Issuer struct {
+	// Name is what the tokens call it: a URL.
+	Name string
+
 	t      testing.TB
 	key    *rsa.PrivateKey
 	signer jose.Signer
 }
 
-// Account is whose a token is. Pod and PodUID may be empty, as in a token that no
-// pod mounts.
+// Account is whose a token is. UIDs that are not given follow from the names; Pod
+// may be empty, as in a token that no pod mounts.
 type Account struct{ Namespace, Name, UID, Pod, PodUID string }
 
 // Subject is what the token calls the account.
@@ -53,7 +60,14 @@ func New(t testing.TB) *Issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Issuer{t, key, signer}
+	return &Issuer{URL, t, key, signer}
+}
+
+// As returns an Issuer of another name with the same key.
+func (i *Issuer) As(name string) *Issuer {
+	other := *i
+	other.Name = name
+	return &other
 }
 
 // Token returns a token that is valid from now on.
@@ -63,14 +77,19 @@ func (i *Issuer) Token(a Account, audiences ...string) string {
 
 // TokenAt returns a token that is valid from a time on.
 func (i *Issuer) TokenAt(from time.Time, a Account, audiences ...string) string {
+	return i.TokenUntil(from, from.Add(Lifetime), a, audiences...)
+}
+
+// TokenUntil returns a token that is valid from a time on until another.
+func (i *Issuer) TokenUntil(from, until time.Time, a Account, audiences ...string) string {
 	i.t.Helper()
 	named := func(name, uid string) map[string]string { return map[string]string{"name": name, "uid": uid} }
-	kubernetes := map[string]any{"namespace": a.Namespace, "serviceaccount": named(a.Name, a.UID)}
+	kubernetes := map[string]any{"namespace": a.Namespace, "serviceaccount": named(a.Name, cmp.Or(a.UID, uid("serviceaccount", a.Namespace, a.Name)))}
 	if a.Pod != "" {
-		kubernetes["pod"] = named(a.Pod, a.PodUID)
+		kubernetes["pod"] = named(a.Pod, cmp.Or(a.PodUID, uid("pod", a.Namespace, a.Pod)))
 	}
 	token, err := jwt.Signed(i.signer).Claims(map[string]any{
-		"iss": URL, "sub": a.Subject(), "aud": audiences, "iat": from.Unix(), "nbf": from.Unix(), "exp": from.Add(Lifetime).Unix(), "kubernetes.io": kubernetes,
+		"iss": i.Name, "sub": a.Subject(), "aud": audiences, "iat": from.Unix(), "nbf": from.Unix(), "exp": until.Unix(), "jti": rand.Text(), "kubernetes.io": kubernetes,
 	}).Serialize()
 	if err != nil {
 		i.t.Fatal(err)
@@ -78,9 +97,24 @@ func (i *Issuer) TokenAt(from time.Time, a Account, audiences ...string) string 
 	return token
 }
 
+// uid looks like one, and is always the same for these names.
+func uid(names ...string) string {
+	h := sha256.Sum256([]byte(strings.Join(names, "/")))
+	return fmt.Sprintf("%x-%x-%x-%x-%x", h[:4], h[4:6], h[6:8], h[8:10], h[10:16])
+}
+
+// PublicKey is what the tokens are checked with, as PEM.
+func (i *Issuer) PublicKey() []byte {
+	der, err := x509.MarshalPKIXPublicKey(&i.key.PublicKey)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
 // Verifier checks the tokens of i.
 func (i *Issuer) Verifier() *Verifier {
-	return &Verifier{URL, &oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{&i.key.PublicKey}}}
+	return &Verifier{i.Name, &oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{&i.key.PublicKey}}}
 }
 
 // JWKS is the document of public keys that an API server has at
@@ -120,7 +154,10 @@ func (v *Verifier) Verify(ctx context.Context, token, audience string) (subject 
 
 // Claims is Verify, with all that the token says.
 func (v *Verifier) Claims(ctx context.Context, token, audience string) (*oidc.IDToken, error) {
-	// Anybody can sign as nobody: go-oidc takes the algorithms that it is told.
-	checked := oidc.NewVerifier(v.issuer, v.keys, &oidc.Config{ClientID: audience, SupportedSigningAlgs: []string{oidc.RS256, oidc.ES256}})
-	return checked.Verify(ctx, strings.TrimSpace(token))
+	return v.check(ctx, token, oidc.Config{ClientID: audience})
+}
+
+func (v *Verifier) check(ctx context.Context, token string, config oidc.Config) (*oidc.IDToken, error) {
+	config.SupportedSigningAlgs = []string{oidc.RS256, oidc.ES256}
+	return oidc.NewVerifier(v.issuer, v.keys, &config).Verify(ctx, strings.TrimSpace(token))
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/internal/standalone"
 	"github.com/csi-secrets/csi-secrets/test/harness"
+	"github.com/csi-secrets/csi-secrets/test/issuer"
 	"github.com/csi-secrets/csi-secrets/test/vault"
 )
 
@@ -26,25 +27,22 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // world is a Vault that pods can log in to, and a node.
 type world struct {
 	*vaulttest.Server
-	signer *vaulttest.Signer
+	issuer *issuer.Issuer
 	node   *harness.Node
 }
 
 // newWorld starts a Vault whose auth method kubernetes asks an API server's
-// TokenReview, with the signer's keys, and whose auth method jwt checks them
+// TokenReview, with the issuer's keys, and whose auth method jwt checks them
 // itself. Roles "app" of both give the policy "app".
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	signer, err := vaulttest.NewSigner("https://kubernetes.default.svc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	reviews := httptest.NewTLSServer(signer.TokenReviews())
+	pods := issuer.New(t)
+	reviews := httptest.NewTLSServer(pods.TokenReviews())
 	t.Cleanup(reviews.Close)
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: reviews.Certificate().Raw})
-	w := &world{Server: vaulttest.New(t, vaulttest.Options{}), signer: signer}
+	w := &world{Server: vaulttest.New(t, vaulttest.Options{}), issuer: pods}
 	role := vaulttest.Role{Namespace: "default", ServiceAccount: "default", Audience: "vault", Policies: []string{"app"}}
-	must(t, w.AuthKubernetes("kubernetes", reviews.URL, ca, ""), w.AuthJWT("jwt", signer),
+	must(t, w.AuthKubernetes("kubernetes", reviews.URL, ca, ""), w.AuthJWT("jwt", pods),
 		w.KubernetesRole("kubernetes", "app", role), w.JWTRole("jwt", "app", role))
 	return w
 }
@@ -95,12 +93,14 @@ func (w *world) volumeFor(t testing.TB, pod, class string, lifetime time.Duratio
 	}
 	v := standalone.Volume{Pod: pod, Class: class}
 	uid := v.PublishRequest(w.node.Layout).VolumeContext["csi.storage.k8s.io/pod.uid"]
+	account := issuer.Account{Namespace: "default", Name: "default", Pod: pod, PodUID: uid}
+	from := time.Now()
+	if lifetime < 0 { // it was valid
+		from = from.Add(2 * lifetime)
+	}
 	tokens := map[string]token{}
 	for _, audience := range audiences {
-		text, err := w.signer.Token(vaulttest.Pod{Namespace: "default", ServiceAccount: "default", Name: pod, UID: uid}, lifetime, audience)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := w.issuer.TokenUntil(from, from.Add(max(lifetime, -lifetime)), account, audience)
 		tokens[audience] = token{text, time.Now().Add(time.Hour)}
 	}
 	text, err := json.Marshal(tokens)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/csi-secrets/csi-secrets/test/issuer"
 	"github.com/csi-secrets/csi-secrets/test/postgres"
 )
 
@@ -105,15 +106,11 @@ func (c *Client) AuthKubernetes(mount, apiServer string, ca []byte, reviewer str
 	)
 }
 
-// AuthJWT mounts a login with tokens that the signer signs.
-func (c *Client) AuthJWT(mount string, s *Signer) error {
-	public, err := s.PublicKey()
-	if err != nil {
-		return err
-	}
+// AuthJWT mounts a login with tokens of the issuer.
+func (c *Client) AuthJWT(mount string, i *issuer.Issuer) error {
 	return errors.Join(
 		c.enable("sys/auth/", mount, "jwt", nil),
-		c.put("auth/"+mount+"/config", map[string]any{"jwt_validation_pubkeys": []string{string(public)}, "bound_issuer": s.Issuer}),
+		c.put("auth/"+mount+"/config", map[string]any{"jwt_validation_pubkeys": []string{string(i.PublicKey())}, "bound_issuer": i.Name}),
 	)
 }
 
@@ -142,7 +139,7 @@ func (c *Client) KubernetesRole(mount, name string, r Role) error {
 func (c *Client) JWTRole(mount, name string, r Role) error {
 	body := map[string]any{"role_type": "jwt", "user_claim": "sub"}
 	if r.ServiceAccount != "" {
-		body["bound_subject"] = subject(r.Namespace, r.ServiceAccount)
+		body["bound_subject"] = issuer.Account{Namespace: r.Namespace, Name: r.ServiceAccount}.Subject()
 	}
 	if r.Audience != "" {
 		body["bound_audiences"] = []string{r.Audience}

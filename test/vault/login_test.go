@@ -9,27 +9,17 @@ import (
 	"testing"
 	"time"
 
-	authentication "k8s.io/api/authentication/v1"
+	"github.com/csi-secrets/csi-secrets/test/issuer"
 )
 
-const issuer = "https://kubernetes.default.svc"
-
 func TestLogins(t *testing.T) {
-	signer, err := NewSigner(issuer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stranger, err := NewSigner(issuer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	signer, stranger := issuer.New(t), issuer.New(t)
 	api := httptest.NewTLSServer(signer.TokenReviews())
 	defer api.Close()
 	s := New(t, Options{})
 	role := Role{Namespace: "shop", ServiceAccount: "app", Audience: "vault", Policies: []string{"app"}, Token: map[string]any{"token_ttl": "60s"}}
 	anyone := Role{Audience: "vault"}
 	anything := Role{Namespace: "shop", ServiceAccount: "app"}
-	elsewhereSigner := &Signer{Issuer: "https://elsewhere.example", key: signer.key}
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: api.Certificate().Raw})
 	if err := errors.Join(
 		s.AuthJWT("jwt", signer), s.JWTRole("jwt", "app", role), s.JWTRole("jwt", "anyone", anyone), s.JWTRole("jwt", "anything", anything),
@@ -39,25 +29,25 @@ func TestLogins(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	pod := Pod{Namespace: "shop", ServiceAccount: "app", Name: "app-0"}
-	other := Pod{Namespace: "shop", ServiceAccount: "other", Name: "other-0"}
-	elsewhere := Pod{Namespace: "bank", ServiceAccount: "app", Name: "app-0"}
+	pod := issuer.Account{Namespace: "shop", Name: "app", Pod: "app-0"}
+	other := issuer.Account{Namespace: "shop", Name: "other", Pod: "other-0"}
+	elsewhere := issuer.Account{Namespace: "bank", Name: "app", Pod: "app-0"}
 	for _, c := range []struct {
 		name, role, token string
 		jwt, kubernetes   int // statuses
 	}{
-		{"the pod", "app", mint(t, signer, pod, time.Hour, "vault"), 200, 200},
-		{"several audiences", "app", mint(t, signer, pod, time.Hour, "conjur", "vault"), 200, 200},
-		{"another pod, where all may", "anyone", mint(t, signer, other, time.Hour, "vault"), 200, 200},
-		{"another audience", "app", mint(t, signer, pod, time.Hour, "conjur"), 400, 403},
-		{"another audience, where all may", "anyone", mint(t, signer, other, time.Hour, "conjur"), 400, 403},
-		{"another audience, where the role has none", "anything", mint(t, signer, pod, time.Hour, "conjur"), 400, 200},
-		{"another issuer", "app", mint(t, elsewhereSigner, pod, time.Hour, "vault"), 400, 200},
-		{"another ServiceAccount", "app", mint(t, signer, other, time.Hour, "vault"), 400, 403},
-		{"another namespace", "app", mint(t, signer, elsewhere, time.Hour, "vault"), 400, 403},
-		{"a token that has expired", "app", mint(t, signer, pod, -time.Hour, "vault"), 400, 403},
-		{"a token of another cluster", "app", mint(t, stranger, pod, time.Hour, "vault"), 400, 403},
-		{"a role that is not there", "none", mint(t, signer, pod, time.Hour, "vault"), 400, 400},
+		{"the pod", "app", signer.Token(pod, "vault"), 200, 200},
+		{"several audiences", "app", signer.Token(pod, "conjur", "vault"), 200, 200},
+		{"another pod, where all may", "anyone", signer.Token(other, "vault"), 200, 200},
+		{"another audience", "app", signer.Token(pod, "conjur"), 400, 403},
+		{"another audience, where all may", "anyone", signer.Token(other, "conjur"), 400, 403},
+		{"another audience, where the role has none", "anything", signer.Token(pod, "conjur"), 400, 200},
+		{"another issuer", "app", signer.As("https://elsewhere.example").Token(pod, "vault"), 400, 200},
+		{"another ServiceAccount", "app", signer.Token(other, "vault"), 400, 403},
+		{"another namespace", "app", signer.Token(elsewhere, "vault"), 400, 403},
+		{"a token that has expired", "app", signer.TokenAt(time.Now().Add(-2*issuer.Lifetime), pod, "vault"), 400, 403},
+		{"a token of another cluster", "app", stranger.Token(pod, "vault"), 400, 403},
+		{"a role that is not there", "none", signer.Token(pod, "vault"), 400, 400},
 	} {
 		for mount, want := range map[string]int{"jwt": c.jwt, "kubernetes": c.kubernetes} {
 			t.Run(c.name+"/"+mount, func(t *testing.T) {
@@ -80,35 +70,6 @@ func TestLogins(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-func TestTokenReviews(t *testing.T) {
-	signer, err := NewSigner(issuer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pod := Pod{Namespace: "shop", ServiceAccount: "app", Name: "app-0"}
-	for _, c := range []struct {
-		name, token   string
-		wanted, found []string
-	}{
-		{"the audience", mint(t, signer, pod, time.Hour, "vault"), []string{"vault"}, []string{"vault"}},
-		{"one audience of several", mint(t, signer, pod, time.Hour, "conjur", "vault"), []string{"vault", "other"}, []string{"vault"}},
-		{"another audience", mint(t, signer, pod, time.Hour, "conjur"), []string{"vault"}, nil},
-		{"no audience, for the API server", mint(t, signer, pod, time.Hour, issuer), nil, []string{issuer}},
-		{"no audience, for another", mint(t, signer, pod, time.Hour, "vault"), nil, nil},
-		{"a token that has expired", mint(t, signer, pod, -time.Hour, "vault"), []string{"vault"}, nil},
-		{"no token", "a.b.c", []string{"vault"}, nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			status := signer.review(authentication.TokenReviewSpec{Token: c.token, Audiences: c.wanted})
-			known := c.found != nil
-			user := map[bool]string{true: "system:serviceaccount:shop:app"}[known]
-			if status.Authenticated != known || !slices.Equal(status.Audiences, c.found) || status.User.Username != user || known != (status.Error == "") {
-				t.Errorf("the review is %+v", status)
-			}
-		})
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/csi-secrets/csi-secrets/test/issuer"
 )
 
 func TestServer(t *testing.T) {
@@ -160,32 +162,20 @@ func start(t *testing.T) *Server {
 // newUser is a client that logged in, at the mount jwt, with this policy.
 func newUser(t *testing.T, s *Server, policy string) *Client {
 	t.Helper()
-	signer, err := NewSigner(issuer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pod := Pod{Namespace: "shop", ServiceAccount: "app", Name: "app-0"}
+	signer := issuer.New(t)
+	pod := issuer.Account{Namespace: "shop", Name: "app", Pod: "app-0"}
 	if err := errors.Join(
 		s.Policy("app", policy),
 		s.AuthJWT("jwt", signer),
-		s.JWTRole("jwt", "app", Role{Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount, Audience: "vault", Policies: []string{"app"}}),
+		s.JWTRole("jwt", "app", Role{Namespace: pod.Namespace, ServiceAccount: pod.Name, Audience: "vault", Policies: []string{"app"}}),
 	); err != nil {
 		t.Fatal(err)
 	}
-	user, err := s.Login("jwt", "app", mint(t, signer, pod, time.Hour, "vault"))
+	user, err := s.Login("jwt", "app", signer.Token(pod, "vault"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return user
-}
-
-func mint(t *testing.T, s *Signer, p Pod, lifetime time.Duration, audiences ...string) string {
-	t.Helper()
-	token, err := s.Token(p, lifetime, audiences...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return token
 }
 
 func mustLeases(t *testing.T, s *Server, prefix string) []string {
