@@ -58,11 +58,15 @@ func Check(d *Document, find func(name string) (provider.Provider, error)) []Pro
 // have, and what the class's provider says about its own.
 func (d *Document) checkParameters(find func(name string) (provider.Provider, error), report func(Problem)) {
 	spec := d.Class.Spec
-	if text, ok := spec.Parameters[provider.VolumeSizeKey]; ok && !d.parameters[provider.VolumeSizeKey].bad {
-		if _, err := parseSize(text); err != nil {
-			report(Problem{Line: d.parameters[provider.VolumeSizeKey].line, Key: "parameters." + provider.VolumeSizeKey, What: err.Error(), Remedy: sizeRemedy})
+	check := func(key, remedy string, parse func(text string) error) {
+		if text, ok := spec.Parameters[key]; ok && !d.parameters[key].bad {
+			if err := parse(text); err != nil {
+				report(Problem{Line: d.parameters[key].line, Key: "parameters." + key, What: err.Error(), Remedy: remedy})
+			}
 		}
 	}
+	check(provider.VolumeSizeKey, sizeRemedy, func(text string) error { _, err := parseSize(text); return err })
+	check(provider.RotationIntervalKey, intervalRemedy, func(text string) error { _, err := parseInterval(text); return err })
 	reportAll := func(problems []provider.Problem) {
 		for _, p := range problems {
 			if !d.parameters[p.Key].bad {

@@ -21,12 +21,14 @@ const maxParameterBytes = 1536 << 10
 const (
 	// VolumeSizeKey bounds a volume's tmpfs.
 	VolumeSizeKey = "volumeSize"
+	// RotationIntervalKey is how often a volume is refreshed.
+	RotationIntervalKey = "rotationInterval"
 	// DerivedFilesKey lists files that are made of others, see package derive.
 	DerivedFilesKey = "derivedFiles"
 )
 
 // commonKeys are known to every Params.
-var commonKeys = []string{VolumeSizeKey, DerivedFilesKey}
+var commonKeys = []string{VolumeSizeKey, RotationIntervalKey, DerivedFilesKey}
 
 // Problem is one mistake in a class's parameters.
 type Problem struct {

@@ -84,7 +84,8 @@ type entry struct {
 var _ volume.Observer = (*Scheduler)(nil)
 
 // New returns a Scheduler that refreshes each volume every interval, give or
-// take a tenth of it; zero refreshes on changes only.
+// take a tenth of it, unless its class has another; zero refreshes on changes
+// only.
 func New(classes class.Source, providers func(name string) (provider.Provider, error), interval time.Duration) *Scheduler {
 	return &Scheduler{
 		classes: classes, providers: providers, interval: interval, wake: make(chan struct{}, 1),
@@ -105,7 +106,7 @@ func (s *Scheduler) Published(v volume.Info) {
 		}
 		s.classOf[e.class][e.target] = e
 		s.watch(e.class)
-		s.schedule(e, s.next(v.ValidUntil, v.RefreshAt))
+		s.schedule(e, s.next(v.Interval, v.ValidUntil, v.RefreshAt))
 	}
 	if v.LastError != nil || v.Waiting {
 		s.schedule(e, time.Now()) // perhaps the new credentials help
@@ -206,11 +207,11 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
 		return
 	case err == nil:
 		e.failures = 0
-		s.schedule(e, s.next(done.ValidUntil, done.RefreshAt))
+		s.schedule(e, s.next(done.Interval, done.ValidUntil, done.RefreshAt))
 	default:
 		wait := firstRetry << min(e.failures, 10)
-		if s.interval > 0 {
-			wait = min(wait, max(s.interval, firstRetry))
+		if interval := s.intervalOf(done.Interval); interval > 0 {
+			wait = min(wait, max(interval, firstRetry))
 		}
 		if left := time.Until(done.ValidUntil); left > 0 {
 			wait = min(wait, max(left/4, lastChance)) // what ends soon is asked for more often
@@ -251,14 +252,25 @@ func (s *Scheduler) take() (e *entry, wait time.Duration) {
 	return e, 0
 }
 
-// next is when a volume is due that was fetched just now, given until when its
-// files are valid, and when its provider wants to be asked again. Callers hold
-// s.mu.
-func (s *Scheduler) next(validUntil, refreshAt time.Time) time.Time {
+// intervalOf returns the interval of a volume whose class says that; 0 for none.
+func (s *Scheduler) intervalOf(ofClass time.Duration) time.Duration {
+	switch ofClass {
+	case 0:
+		return s.interval
+	case class.Never:
+		return 0
+	}
+	return ofClass
+}
+
+// next is when a volume is due that was fetched just now, given its class's
+// interval, until when its files are valid, and when its provider wants to be
+// asked again. Callers hold s.mu.
+func (s *Scheduler) next(interval time.Duration, validUntil, refreshAt time.Time) time.Time {
 	now := time.Now()
 	due := now.Add(never)
-	if s.interval > 0 {
-		due = now.Add(jitter(s.interval))
+	if interval = s.intervalOf(interval); interval > 0 {
+		due = now.Add(jitter(interval))
 	}
 	if !validUntil.IsZero() {
 		if early := now.Add(jitter(validUntil.Sub(now) * 2 / 3)); early.Before(due) {

@@ -24,6 +24,7 @@ type world struct {
 	busy         time.Duration
 	valid        time.Duration // how long what a refresh brings is valid; 0 for no bound
 	wanted       time.Duration // when the provider wants to be asked again; 0 for whenever
+	interval     time.Duration // the class's
 	classChanged func(class.Ref)
 	changed      func()
 	watches      int
@@ -42,10 +43,10 @@ func (w *world) Watch(ctx context.Context, changed func(class.Ref)) error {
 func (w *world) Refresh(ctx context.Context, _ string) (volume.Refreshed, error) {
 	w.mu.Lock()
 	w.refreshed = append(w.refreshed, time.Since(w.began))
-	busy, valid, wanted, err := w.busy, w.valid, w.wanted, w.err
+	busy, valid, wanted, interval, err := w.busy, w.valid, w.wanted, w.interval, w.err
 	w.mu.Unlock()
 	sleep(ctx, busy)
-	done := volume.Refreshed{Changed: true}
+	done := volume.Refreshed{Changed: true, Interval: interval}
 	if valid > 0 {
 		done.ValidUntil = time.Now().Add(valid)
 	}
@@ -120,6 +121,32 @@ func TestAVolumeIsRefreshedEveryInterval(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestAClassMayHaveAnIntervalOfItsOwn(t *testing.T) {
+	for name, tc := range map[string]struct {
+		flag, ofClass time.Duration
+		least, most   int // refreshes in an hour
+	}{
+		"more often":             {time.Hour, 5 * time.Minute, 10, 14},
+		"less often":             {time.Minute, 30 * time.Minute, 1, 2},
+		"never":                  {time.Minute, class.Never, 0, 0},
+		"where others have none": {0, 10 * time.Minute, 5, 7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, false, tc.flag, func(w *world, s *Scheduler) {
+				w.interval = tc.ofClass
+				v := info
+				v.Interval = tc.ofClass
+				s.Published(v)
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if n := len(w.times()); n < tc.least || n > tc.most {
+					t.Errorf("refreshed %d times", n)
+				}
+			})
+		})
+	}
 }
 
 func TestARepeatedPublishDoesNotDelayTheRefresh(t *testing.T) {

@@ -262,13 +262,13 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 	next := *known
 	if next.waiting = known.blocked(); next.waiting {
 		m.replace(&next)
-		return Refreshed{Provider: known.Provider}, nil
+		return Refreshed{Provider: known.Provider, Interval: known.Interval}, nil
 	}
 	changed, err := m.refresh(ctx, &next)
 	if next.waiting = known.lost() && errors.Is(err, provider.ErrNoCredentials); next.waiting {
 		// The provider got along without credentials so far, and does not any more.
 		m.replace(&next)
-		return Refreshed{Provider: next.Provider, ValidUntil: next.ValidUntil}, nil
+		return Refreshed{Provider: next.Provider, ValidUntil: next.ValidUntil, Interval: next.Interval}, nil
 	}
 	if err != nil {
 		err = fmt.Errorf("refresh volume %s of pod %s/%s: %w", next.VolumeID, next.Pod.Namespace, next.Pod.Name, err)
@@ -276,7 +276,7 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 	next.lastError = err
 	m.replace(&next)
 	m.observer.Refreshed(next.info(), changed)
-	return Refreshed{next.Provider, changed, next.ValidUntil, next.RefreshAt}, err
+	return Refreshed{next.Provider, changed, next.ValidUntil, next.RefreshAt, next.Interval}, err
 }
 
 func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err error) {
@@ -348,6 +348,9 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree) (fetched, error
 			return fetched{}, &provider.Error{Kind: provider.Invalid, Object: fmt.Sprintf("class %s: parameter %q", v.Class, key),
 				Err: errors.New("the volume has an attribute of the same name"), Remedy: "a pod cannot override its class: remove the key from the volumeAttributes or from the class"}
 		}
+	}
+	if v.Interval, err = c.RotationInterval(); err != nil {
+		return fetched{}, err
 	}
 	v.Provider = c.Spec.Provider
 	now := time.Now()

@@ -44,6 +44,8 @@ type record struct {
 	Refreshed   time.Time `json:"refreshed,omitzero"`
 	ValidUntil  time.Time `json:"validUntil,omitzero"`
 	RefreshAt   time.Time `json:"refreshAt,omitzero"`
+	// Interval is the class's, see class.RotationInterval.
+	Interval time.Duration `json:"interval,omitempty"`
 }
 
 func (r record) key() string { return r.VolumeID + "\x00" + r.TargetPath }

@@ -96,6 +96,9 @@ type Info struct {
 	Refreshed  time.Time // when they were last known to be current
 	ValidUntil time.Time // zero where the provider gave no bound
 	RefreshAt  time.Time // when the provider wants to be asked again; zero for whenever
+	// Interval is how often the class wants to be refreshed, see
+	// class.RotationInterval.
+	Interval time.Duration
 	// LastError is why the last refresh failed, nil where it did not.
 	LastError error
 	// Blocked says that a refresh has to wait for kubelet's next publish, which
@@ -119,7 +122,7 @@ type volume struct {
 func (v *volume) info() Info {
 	return Info{
 		VolumeID: v.VolumeID, TargetPath: v.TargetPath, Class: v.Class, Provider: v.Provider, Pod: v.Pod, Objects: v.Objects,
-		Published: v.Published, Changed: v.Changed, Refreshed: v.Refreshed, ValidUntil: v.ValidUntil, RefreshAt: v.RefreshAt,
+		Published: v.Published, Changed: v.Changed, Refreshed: v.Refreshed, ValidUntil: v.ValidUntil, RefreshAt: v.RefreshAt, Interval: v.Interval,
 		LastError: v.lastError, Blocked: v.blocked(), Waiting: v.waiting,
 	}
 }
@@ -233,6 +236,8 @@ type Refreshed struct {
 	ValidUntil time.Time
 	// RefreshAt is when the provider wants to be asked again; zero for whenever.
 	RefreshAt time.Time
+	// Interval is the class's, see Info.
+	Interval time.Duration
 }
 
 // Observer hears what happens to volumes. It is called on the publish path and
