@@ -37,7 +37,8 @@ type Metadata struct {
 	client rest.Interface
 
 	mu       sync.Mutex
-	accounts map[string]account // by namespace and name
+	accounts map[string]account   // by namespace and name
+	labels   map[[2]string]string // by node and label
 }
 
 // account is what was read of a service account.
@@ -54,7 +55,7 @@ func NewMetadata(api *kube.API) (*Metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Metadata{client: client, accounts: map[string]account{}}, nil
+	return &Metadata{client: client, accounts: map[string]account{}, labels: map[[2]string]string{}}, nil
 }
 
 // PodAnnotations returns those of a pod, by get on pods. Errors carry a kind.
@@ -103,14 +104,26 @@ func (m *Metadata) keep(key string, a account) {
 	m.accounts[key] = a
 }
 
-// NodeLabel returns a label of a node, by get on nodes; empty where it has no
-// such. Errors carry a kind.
+// NodeLabel returns a label of a node that stays the same for the node's life, by
+// get on nodes; empty where it has no such yet. Errors carry a kind.
 func (m *Metadata) NodeLabel(ctx context.Context, node, label string) (string, error) {
+	key := [2]string{node, label}
+	m.mu.Lock()
+	value := m.labels[key]
+	m.mu.Unlock()
+	if value != "" {
+		return value, nil
+	}
 	found, err := m.get(ctx, "read the labels of node "+node, "nodes", "", node, "nodeLabels=true")
 	if err != nil {
 		return "", err
 	}
-	return found.Labels[label], nil
+	if value = found.Labels[label]; value != "" {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.labels[key] = value
+	}
+	return value, nil
 }
 
 // get reads the metadata of an object. value is that of the chart which gives the

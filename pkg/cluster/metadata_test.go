@@ -119,10 +119,14 @@ func TestAnnotationsOfAServiceAccountAreReadOnceForManyPods(t *testing.T) {
 }
 
 func TestALabelOfTheNode(t *testing.T) {
-	_, m := serveMetadata(t, "/api/v1/nodes/n1")
-	for label, want := range map[string]string{"region": "eu", "other": ""} {
+	api, m := serveMetadata(t, "/api/v1/nodes/n1")
+	for _, label := range []string{"region", "region", "other", "other"} {
+		want := map[string]string{"region": "eu"}[label]
 		if got, err := m.NodeLabel(t.Context(), "n1", label); got != want || err != nil {
 			t.Errorf("%s: got %q, %v", label, got, err)
 		}
+	}
+	if api.asked != 3 { // what it has not may come
+		t.Errorf("%d requests", api.asked)
 	}
 }

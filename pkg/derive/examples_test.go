@@ -163,7 +163,7 @@ func TestTheManualHolds(t *testing.T) {
 			t.Errorf("%d classes in\n%s", len(documents), block)
 		}
 	}
-	if blocks != 5 {
+	if blocks != 6 {
 		t.Errorf("%d blocks of YAML", blocks)
 	}
 	for _, name := range derive.Vocabulary() {

@@ -3,6 +3,8 @@ package provider
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -76,6 +78,19 @@ func (e *Error) Error() string {
 		text += "; " + e.Remedy
 	}
 	return text
+}
+
+// shownErrors is how many errors Join shows in words.
+const shownErrors = 8
+
+// Join returns the errors of several objects as one, or nil where there are none.
+// It shows the first of them, and how many more there are.
+func Join(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if more := len(errs) - shownErrors; more > 0 {
+		errs = append(errs[:shownErrors:shownErrors], fmt.Errorf("and %d more", more))
+	}
+	return errors.Join(errs...)
 }
 
 func (e *Error) Unwrap() error { return e.Err }

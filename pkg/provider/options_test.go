@@ -400,3 +400,16 @@ func broken(text string, every int) string {
 	}
 	return text[:every] + "\r\n " + text[every:]
 }
+
+func TestManyErrorsAreShownInPart(t *testing.T) {
+	if err := Join([]error{nil, nil}); err != nil {
+		t.Errorf("got %v", err)
+	}
+	var errs []error
+	for i := range 10 {
+		errs = append(errs, nil, &Error{Kind: NotFound, Err: fmt.Errorf("error %d", i)})
+	}
+	if err := Join(errs); KindOf(err) != NotFound || !strings.HasSuffix(err.Error(), "error 6\nerror 7\nand 2 more") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -128,13 +128,13 @@ func (p *Params) Bool(key string) bool {
 // Objects reads key as a list of objects: a YAML list of maps, or, as the
 // oldest classes have it, a map whose "array" is a list of strings that each
 // hold a YAML map. It returns nil where the key is absent.
-func (p *Params) Objects(key string) []*Item { return p.list(key, "objectName") }
+func (p *Params) Objects(key string) []*Item { return p.List(key, "objectName") }
 
 // DerivedFiles is Objects for the parameter DerivedFilesKey.
-func (p *Params) DerivedFiles() []*Item { return p.list(DerivedFilesKey, "path") }
+func (p *Params) DerivedFiles() []*Item { return p.List(DerivedFilesKey, "path") }
 
-// list reads key as a list of maps that begin with the field of that name.
-func (p *Params) list(key, first string) []*Item {
+// List is Objects for entries that begin with the field of that name.
+func (p *Params) List(key, first string) []*Item {
 	p.asked[key] = true
 	text := p.values[key]
 	if strings.TrimSpace(text) == "" {

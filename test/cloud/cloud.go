@@ -31,6 +31,7 @@ import (
 // Net is a set of hosts. It is safe for concurrent use.
 type Net struct {
 	t      testing.TB
+	host   string // where its servers listen
 	ca     *x509.Certificate
 	caKey  *ecdsa.PrivateKey
 	caFile string
@@ -53,9 +54,12 @@ type server struct {
 }
 
 // New returns a Net without hosts, which ends with the test.
-func New(t testing.TB) *Net {
+func New(t testing.TB) *Net { return At(t, "127.0.0.1") }
+
+// At is New for those who reach the test's machine at an address of it.
+func At(t testing.TB, address string) *Net {
 	t.Helper()
-	n := &Net{t: t, hosts: map[string]http.Handler{}, clear: map[string]http.Handler{}, certs: map[string]*tls.Certificate{}, cut: map[string]int{}}
+	n := &Net{t: t, host: address, hosts: map[string]http.Handler{}, clear: map[string]http.Handler{}, certs: map[string]*tls.Certificate{}, cut: map[string]int{}}
 	n.makeCA()
 	n.tls = n.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.answer(n.hosts, w, r) }), &tls.Config{
 		GetCertificate: n.certificate, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12,
@@ -215,7 +219,7 @@ func pipe(to io.Writer, from *bufio.Reader, closes io.Closer) {
 }
 
 func (n *Net) serve(h http.Handler, config *tls.Config) *server {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", net.JoinHostPort(n.host, "0"))
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -10,7 +10,6 @@ package conjur
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -162,25 +161,15 @@ func (p *Provider) read(ctx context.Context, c *class, token secret.Value, claim
 // sessionKey tells the logins of different pods apart, since the host of an
 // authn-jwt service may be bound to any claim of the token.
 func (c *class) sessionKey(claims login.Claims) string {
-	hash := sha256.New()
-	for _, part := range []string{c.address, c.certificate, c.account, c.service, c.identity, claims.Identity()} {
-		fmt.Fprintf(hash, "%d:%s", len(part), part)
-	}
-	return string(hash.Sum(nil))
+	return login.Key(c.address, c.certificate, c.account, c.service, c.identity, claims.Identity())
 }
 
 // refusals returns in one error why variables were not read, but for those that
 // may be missing.
 func refusals(wanted []object, found map[string]outcome) error {
-	const shown = 8
 	var errs []error
 	for _, w := range wanted {
-		if err := w.Failure(found[w.variable].err); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, w.Failure(found[w.variable].err))
 	}
-	if more := len(errs) - shown; more > 0 {
-		errs = append(errs[:shown], fmt.Errorf("and %d more", more))
-	}
-	return errors.Join(errs...)
+	return provider.Join(errs)
 }

@@ -2,6 +2,8 @@ package login
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -18,6 +20,15 @@ const (
 
 // loginTimeout bounds one login, which all that wait for it share.
 const loginTimeout = 30 * time.Second
+
+// Key makes one key of a Cache of parts, such that others never make the same.
+func Key(parts ...string) string {
+	hash := sha256.New()
+	for _, part := range parts {
+		fmt.Fprintf(hash, "%d:%s", len(part), part)
+	}
+	return string(hash.Sum(nil))
+}
 
 // Session is what a login brought, with its times.
 type Session[T any] struct {

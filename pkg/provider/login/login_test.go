@@ -75,6 +75,17 @@ func TestTheTokenOfThePodForAnAudience(t *testing.T) {
 	}
 }
 
+func TestKeysOfOtherPartsDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	for _, parts := range [][]string{{}, {""}, {"", ""}, {"ab"}, {"a", "b"}, {"b", "a"}, {"1:a"}, {"a", "1:b"}, {"a1:b"}, {"a\x00b"}} {
+		if key := Key(parts...); seen[key] || key != Key(parts...) {
+			t.Errorf("%q: another has the same key", parts)
+		} else {
+			seen[key] = true
+		}
+	}
+}
+
 func session(value string, renew, ends time.Duration) Session[string] {
 	return Session[string]{value, time.Now().Add(renew), time.Now().Add(ends)}
 }
