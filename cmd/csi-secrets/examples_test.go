@@ -13,11 +13,14 @@ import (
 
 func TestExamplesHaveNoMistake(t *testing.T) {
 	var o providerOptions
-	all := o.stores()
+	all, err := o.stores()
+	if err != nil {
+		t.Fatal(err)
+	}
 	maps.Copy(all, atATerminal())
 	registry := provider.NewRegistry(all, nil)
 	classes := 0
-	err := filepath.WalkDir("../../examples", func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir("../../examples", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !class.IsFile(d.Name()) {
 			return err
 		}

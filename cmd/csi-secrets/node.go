@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
@@ -178,6 +179,11 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		return err
 	}
 	classes := surroundings.classes
+	if m := surroundings.metadata; m != nil {
+		o.providers.clouds.aws.NodeRegion = func(ctx context.Context) (string, error) {
+			return m.NodeLabel(ctx, o.nodeID, corev1.LabelTopologyRegion)
+		}
+	}
 	providers, external, err := o.providers.registry(surroundings.providers)
 	if err != nil {
 		return err

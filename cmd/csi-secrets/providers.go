@@ -26,6 +26,7 @@ type providerOptions struct {
 	writers         []string
 	outside         []string
 	vault           vault.Defaults
+	clouds          cloudOptions
 }
 
 func (o *providerOptions) addFlags(flags *pflag.FlagSet) {
@@ -42,6 +43,7 @@ func (o *providerOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.vault.ClientCertPath, "vault-tls-client-cert", "", "file of a client certificate for Vault")
 	flags.StringVar(&o.vault.ClientKeyPath, "vault-tls-client-key", "", "file of its key")
 	flags.BoolVar(&o.vault.SkipVerify, "vault-tls-skip-verify", false, "do not check Vault's certificate")
+	o.clouds.addFlags(flags)
 	flags.IntVar(&o.maxMessageBytes, "max-call-recv-msg-size", 4<<20, "largest answer of an external provider in bytes")
 }
 
@@ -55,7 +57,10 @@ func (o *providerOptions) registry(here map[string]provider.Provider) (*provider
 	if err != nil {
 		return nil, nil, err
 	}
-	all := o.stores()
+	all, err := o.stores()
+	if err != nil {
+		return nil, nil, err
+	}
 	maps.Copy(all, here)
 	for _, name := range o.outside {
 		delete(all, name)
@@ -64,13 +69,18 @@ func (o *providerOptions) registry(here map[string]provider.Provider) (*provider
 }
 
 // stores returns the providers of stores on the network.
-func (o *providerOptions) stores() map[string]provider.Provider {
-	return map[string]provider.Provider{
+func (o *providerOptions) stores() (map[string]provider.Provider, error) {
+	all, err := o.clouds.stores()
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(all, map[string]provider.Provider{
 		"akeyless": akeyless.New(),
 		"conjur":   conjur.New(),
 		"openbao":  vault.New(vault.OpenBao, o.vault),
 		"vault":    vault.New(vault.Vault, o.vault),
-	}
+	})
+	return all, nil
 }
 
 // atATerminal are the providers of a person who looks at a class: the one of the

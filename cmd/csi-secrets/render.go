@@ -27,6 +27,7 @@ type renderOptions struct {
 	pick       class.Ref
 	pod        provider.Pod
 	tokens     map[string]string // files by audience
+	account    map[string]string // annotations of the service account
 	showValues bool
 	form       outputForm
 }
@@ -65,6 +66,7 @@ and 2 for a command line or a file that cannot be read.`,
 	flags.StringVar(&o.pod.Name, "pod-name", "render", "name of the pod that mounts the volume")
 	flags.StringVar(&o.pod.ServiceAccount, "service-account", "default", "service account of the pod that mounts the volume")
 	flags.StringToStringVar(&o.tokens, "token-file", nil, "AUDIENCE=FILE with a service account token for that audience, as kubectl create token --audience makes it; may be repeated")
+	flags.StringToStringVar(&o.account, "service-account-annotation", nil, "NAME=VALUE of the service account's annotations, which name its identity at AWS or Google; may be repeated")
 	flags.BoolVar(&o.showValues, "show-values", false, "show the contents of files")
 	o.form.addFlags(flags)
 	providers.addFlags(flags)
@@ -180,8 +182,9 @@ func (o renderOptions) fetch(ctx context.Context, fetcher *fetch.Fetcher, d *cla
 			"csi.storage.k8s.io/serviceAccount.name": pod.ServiceAccount,
 			"csi.storage.k8s.io/ephemeral":           "true",
 		},
-		Pod:  pod,
-		Mode: provider.DefaultMode,
+		Pod:                pod,
+		AccountAnnotations: func(context.Context) (map[string]string, error) { return o.account, nil },
+		Mode:               provider.DefaultMode,
 	})
 }
 

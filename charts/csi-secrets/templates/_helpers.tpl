@@ -117,3 +117,30 @@ minimumProviderVersions: providers are not asked for their version
 {{- fail "linux.metricsAddr and livenessProbe.port must be two ports" -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Whether the driver may read service accounts: "true" or nothing. Classes of
+     aws and gcp need it, which show in the audiences. */}}
+{{- define "csi-secrets.readsServiceAccounts" -}}
+{{- $wanted := toString .Values.serviceAccountAnnotations -}}
+{{- if eq $wanted "auto" -}}
+{{- range .Values.tokenRequests -}}
+{{- if regexMatch "^sts\\.amazonaws\\.com|\\.svc\\.id\\.goog$|^(https:)?//iam\\.googleapis\\.com/" .audience -}}
+{{- $wanted = "true" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $wanted "true" -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether the driver may read nodes, for the region of AWS: "true" or nothing. */}}
+{{- define "csi-secrets.readsNodes" -}}
+{{- $wanted := toString .Values.nodeLabels -}}
+{{- if and (eq $wanted "auto") (not .Values.aws.region) -}}
+{{- range .Values.tokenRequests -}}
+{{- if regexMatch "^sts\\.amazonaws\\.com|^pods\\.eks\\.amazonaws\\.com" .audience -}}
+{{- $wanted = "true" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $wanted "true" -}}true{{- end -}}
+{{- end -}}
