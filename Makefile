@@ -36,10 +36,13 @@ demo: build ## show the driver's main job on this machine, without Kubernetes
 .PHONY: test
 test: lint build unit system stores e2e fuzz ## run everything that is checked
 
+# What stands in for the clouds in tests.
+CLOUDS := ./test/aws ./test/azure ./test/cloud ./test/gcp ./test/issuer
+
 .PHONY: unit
 unit: ## unit tests, under the race detector where there is a C compiler
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
-	HELM="$(HELM)" go test $(RACE) ./charts/... ./cmd/... ./internal/... ./pkg/...
+	HELM="$(HELM)" go test $(RACE) ./charts/... ./cmd/... ./internal/... ./pkg/... $(CLOUDS)
 
 SYSTEM := ./test/badinput ./test/bench ./test/canary ./test/faults ./test/serving
 STORES := ./test/child ./test/postgres ./test/vault ./test/stores
