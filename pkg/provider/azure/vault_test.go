@@ -47,6 +47,42 @@ func lines(files map[string]string) string {
 	return strings.Join(all, "")
 }
 
+// Classes of Microsoft's documentation, as they are; certs.yaml is mounted below.
+func TestDocumentedClassesMount(t *testing.T) {
+	w := newWorld(t)
+	w.vault = w.Vault("kvname")
+	w.vault.GrantAll(w.client)
+	w.vault.SetSecret("secret1", "one")
+	var secrets, keys []string
+	var pems []string
+	for i := range 8 {
+		secrets = append(secrets, w.vault.SetSecret("s", fmt.Sprint("value ", i)))
+		key := newRSA(t)
+		keys, pems = append(keys, w.vault.SetRSA("k", azkeys.KeyTypeRSA, &key.PublicKey)), append(pems, family{key: key}.publicPEM(t))
+	}
+	key1 := newRSA(t)
+	w.vault.SetRSA("key1", azkeys.KeyTypeRSA, &key1.PublicKey)
+	history := ""
+	for i := range 6 { // one more than the class says, as with Microsoft's provider
+		history += fmt.Sprintf("k/%d 0644 %q\n", i, pems[6-i])
+	}
+	for i := range 6 {
+		history += fmt.Sprintf("secretalias/%d 0644 %q\n", i, fmt.Sprint("value ", 7-i))
+	}
+	for file, want := range map[string]string{
+		"usage": fmt.Sprintf("SECRET_1 0755 \"one\"\nkey1 0644 %q\n", family{key: key1}.publicPEM(t)),
+		"sync":  history,
+	} {
+		req := w.request(webAccount, "")
+		maps.Copy(req.Parameters, parameters(t, "testdata/"+file+".yaml", `"tid"`, azuretest.Tenant, `"client_id"`, w.client,
+			"$KEYVAULT_NAME", "kvname", "$SECRET_NAME", "s", "$SECRET_VERSION", secrets[7], "$KEY_NAME", "k", "$KEY_VERSION", keys[6]))
+		r, err := w.provider(Config{}).Fetch(t.Context(), req)
+		if must(t, r, err); shown(r) != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", file, shown(r), want)
+		}
+	}
+}
+
 func TestTheThreeShapesOfACertificate(t *testing.T) {
 	w := newWorld(t)
 	w.vault = w.Vault("kvname")
