@@ -32,6 +32,7 @@ type Fetcher struct {
 
 	providers *provider.Registry
 	timeout   time.Duration
+	shares    shares
 }
 
 // New returns a Fetcher that finds providers in registry and gives each fetch
@@ -57,13 +58,7 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	}
 	limited, cancel := f.limit(ctx)
 	defer cancel()
-	began := time.Now()
-	var result provider.Result
-	err = provider.Guarded(func() (err error) {
-		result, err = p.Fetch(limited, req)
-		return err
-	})
-	f.record(name, err, time.Since(began))
+	result, err := f.answer(limited, name, p, req)
 	if err != nil {
 		if ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
@@ -97,6 +92,36 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	}
 	result.Files = files
 	return result, nil
+}
+
+// answer asks the provider, or shares the answer to another volume.
+func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, req provider.Request) (provider.Result, error) {
+	ask := func(ctx context.Context) (result provider.Result, err error) {
+		began := time.Now()
+		err = provider.Guarded(func() (err error) {
+			result, err = p.Fetch(ctx, req)
+			return err
+		})
+		f.record(name, err, time.Since(began))
+		return result, err
+	}
+	sharer, ok := p.(provider.Sharer)
+	if !ok {
+		return ask(ctx)
+	}
+	var identity string
+	err := provider.Guarded(func() error {
+		identity, ok = sharer.Identity(ctx, req)
+		return nil
+	})
+	if err != nil || !ok {
+		return ask(ctx) // it tells what is wrong
+	}
+	return f.shares.get(ctx, shareKey(name, identity, req), req.Since, func(ctx context.Context) (provider.Result, error) {
+		ctx, cancel := context.WithTimeout(ctx, f.timeout)
+		defer cancel()
+		return ask(ctx)
+	})
 }
 
 // named says of which provider err speaks, where it does not.

@@ -43,6 +43,15 @@ type Watcher interface {
 	Watch(ctx context.Context, parameters map[string]string, changed func()) error
 }
 
+// Sharer is a Provider that knows for whom an answer is. Identity returns a key of
+// all that its store, and it itself, look at of who asks: requests of one class
+// with the same key would be answered alike, and the store has been shown, or is
+// to be shown for all of them, that it may. It returns false where an answer
+// is the volume's own, or nothing can be said. It asks no store.
+type Sharer interface {
+	Identity(ctx context.Context, req Request) (key string, ok bool)
+}
+
 // Pod is the pod that mounts a volume, as kubelet names it.
 type Pod struct {
 	Namespace      string
@@ -83,6 +92,9 @@ type Request struct {
 	// TargetPath is where the pod's volume is published. It is passed on to
 	// external providers; nothing may be written there.
 	TargetPath string
+	// Since is from when on an answer may be, which another volume of the same
+	// identity got (see Sharer).
+	Since time.Time
 	// Key is random and stays the same for the volumes of this node, for
 	// Fingerprint.
 	Key secret.Value

@@ -38,9 +38,10 @@ const (
 	catchUp = time.Second
 )
 
-// Refresher refreshes the volume at a target.
+// Refresher refreshes the volume at a target. An answer will do that another
+// volume got at since or later.
 type Refresher interface {
-	Refresh(ctx context.Context, target string) (volume.Refreshed, error)
+	Refresh(ctx context.Context, target string, since time.Time) (volume.Refreshed, error)
 }
 
 // Recorder counts refreshes. An errorType is empty for one that succeeded.
@@ -63,16 +64,32 @@ type Scheduler struct {
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil while it does not run
 	queue   queue
-	volumes map[string]*entry                // by target
-	classOf map[class.Ref]map[string]*entry  // by class and target
+	volumes map[string]*entry               // by target
+	classOf map[class.Ref]map[string]*entry // by class and target
+	groups  map[groupKey]*group
 	watches map[class.Ref]context.CancelFunc // of the classes that have volumes
 	running sync.WaitGroup
+}
+
+// groupKey names volumes whose stores are likely to answer alike.
+type groupKey struct {
+	class          class.Ref
+	serviceAccount string
+}
+
+// group has its volumes become due together, so that they can share an answer. It
+// is guarded by Scheduler.mu.
+type group struct {
+	volumes int
+	next    time.Time // when those are due that were refreshed
+	retry   time.Time // when those are due that were not
 }
 
 // entry is a volume in the queue. It is guarded by Scheduler.mu.
 type entry struct {
 	target   string
 	class    class.Ref
+	key      groupKey
 	due      time.Time
 	place    int // in the queue, -1 while it is not there
 	failures int
@@ -89,7 +106,7 @@ var _ volume.Observer = (*Scheduler)(nil)
 func New(classes class.Source, providers func(name string) (provider.Provider, error), interval time.Duration) *Scheduler {
 	return &Scheduler{
 		classes: classes, providers: providers, interval: interval, wake: make(chan struct{}, 1),
-		volumes: map[string]*entry{}, classOf: map[class.Ref]map[string]*entry{}, watches: map[class.Ref]context.CancelFunc{},
+		volumes: map[string]*entry{}, classOf: map[class.Ref]map[string]*entry{}, watches: map[class.Ref]context.CancelFunc{}, groups: map[groupKey]*group{},
 	}
 }
 
@@ -99,14 +116,24 @@ func (s *Scheduler) Published(v volume.Info) {
 	defer s.mu.Unlock()
 	e := s.volumes[v.TargetPath]
 	if e == nil {
-		e = &entry{target: v.TargetPath, class: v.Class, place: -1}
+		e = &entry{target: v.TargetPath, class: v.Class, key: groupKey{v.Class, v.Pod.ServiceAccount}, place: -1}
 		s.volumes[e.target] = e
 		if s.classOf[e.class] == nil {
 			s.classOf[e.class] = map[string]*entry{}
 		}
 		s.classOf[e.class][e.target] = e
+		g := s.groups[e.key]
+		if g == nil {
+			g = &group{}
+			s.groups[e.key] = g
+			if interval := s.intervalOf(v.Interval); interval > 0 {
+				// The pods of a fleet start together; that must not last.
+				g.next = time.Now().Add(time.Duration((0.25 + 0.75*rand.Float64()) * float64(interval)))
+			}
+		}
+		g.volumes++
 		s.watch(e.class)
-		s.schedule(e, s.next(v.Interval, v.ValidUntil, v.RefreshAt))
+		s.schedule(e, s.next(e, v.Interval, v.ValidUntil, v.RefreshAt))
 	}
 	if v.LastError != nil || v.Waiting {
 		s.schedule(e, time.Now()) // perhaps the new credentials help
@@ -128,6 +155,11 @@ func (s *Scheduler) Unpublished(v volume.Info) {
 	delete(s.volumes, e.target)
 	if e.place >= 0 {
 		heap.Remove(&s.queue, e.place)
+	}
+	if g := s.groups[e.key]; g.volumes > 1 {
+		g.volumes--
+	} else {
+		delete(s.groups, e.key)
 	}
 	delete(s.classOf[e.class], e.target)
 	if len(s.classOf[e.class]) == 0 {
@@ -171,7 +203,7 @@ func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
 		case <-s.wake:
 		}
 		for {
-			e, wait := s.take()
+			e, since, wait := s.take()
 			if e == nil {
 				timer.Reset(wait)
 				break
@@ -183,15 +215,15 @@ func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
 			}
 			s.running.Go(func() {
 				defer func() { <-free }()
-				s.refresh(ctx, volumes, e)
+				s.refresh(ctx, volumes, e, since)
 			})
 		}
 	}
 }
 
-func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
+func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, since time.Time) {
 	began := time.Now()
-	done, err := volumes.Refresh(ctx, e.target)
+	done, err := volumes.Refresh(ctx, e.target, since)
 	s.record(done, err, time.Since(began))
 	logger := klog.FromContext(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -207,7 +239,7 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
 		return
 	case err == nil:
 		e.failures = 0
-		s.schedule(e, s.next(done.Interval, done.ValidUntil, done.RefreshAt))
+		s.schedule(e, s.next(e, done.Interval, done.ValidUntil, done.RefreshAt))
 	default:
 		wait := firstRetry << min(e.failures, 10)
 		if interval := s.intervalOf(done.Interval); interval > 0 {
@@ -217,7 +249,7 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry) {
 			wait = min(wait, max(left/4, lastChance)) // what ends soon is asked for more often
 		}
 		e.failures++
-		s.schedule(e, time.Now().Add(jitter(wait)))
+		s.schedule(e, together(&s.groups[e.key].retry, wait))
 	}
 	if e.again {
 		e.again = false
@@ -236,20 +268,31 @@ func (s *Scheduler) record(done volume.Refreshed, err error, took time.Duration)
 	s.Recorder.Refreshed(done.Provider, errorType, done.Changed, took)
 }
 
-// take removes the first volume that is due from the queue, or tells how long
-// it is until one will be.
-func (s *Scheduler) take() (e *entry, wait time.Duration) {
+// take removes the first volume that is due from the queue and tells since when
+// it was, or how long it is until one will be.
+func (s *Scheduler) take() (e *entry, since time.Time, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.queue) == 0 {
-		return nil, time.Hour
+		return nil, since, time.Hour
 	}
 	if wait := time.Until(s.queue[0].due); wait > 0 {
-		return nil, wait
+		return nil, since, wait
 	}
 	e = heap.Pop(&s.queue).(*entry)
 	e.running = true
-	return e, 0
+	return e, e.due, 0
+}
+
+// together returns when a volume is due that wants to be after wait, give or take
+// a tenth: at the time of its group, if that comes by then, or at one that others
+// will take.
+func together(due *time.Time, wait time.Duration) time.Time {
+	now := time.Now()
+	if !due.After(now) || due.After(now.Add(wait*11/10)) {
+		*due = now.Add(jitter(wait))
+	}
+	return *due
 }
 
 // intervalOf returns the interval of a volume whose class says that; 0 for none.
@@ -266,11 +309,11 @@ func (s *Scheduler) intervalOf(ofClass time.Duration) time.Duration {
 // next is when a volume is due that was fetched just now, given its class's
 // interval, until when its files are valid, and when its provider wants to be
 // asked again. Callers hold s.mu.
-func (s *Scheduler) next(interval time.Duration, validUntil, refreshAt time.Time) time.Time {
+func (s *Scheduler) next(e *entry, interval time.Duration, validUntil, refreshAt time.Time) time.Time {
 	now := time.Now()
 	due := now.Add(never)
 	if interval = s.intervalOf(interval); interval > 0 {
-		due = now.Add(jitter(interval))
+		due = together(&s.groups[e.key].next, interval)
 	}
 	if !validUntil.IsZero() {
 		if early := now.Add(jitter(validUntil.Sub(now) * 2 / 3)); early.Before(due) {

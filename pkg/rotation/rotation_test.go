@@ -3,7 +3,9 @@ package rotation
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -19,6 +21,8 @@ import (
 type world struct {
 	mu           sync.Mutex
 	refreshed    []time.Duration // since the world began
+	targets      []string        // of these
+	since        []time.Duration // that they were due
 	began        time.Time
 	err          error
 	busy         time.Duration
@@ -40,9 +44,10 @@ func (w *world) Watch(ctx context.Context, changed func(class.Ref)) error {
 	return nil
 }
 
-func (w *world) Refresh(ctx context.Context, _ string) (volume.Refreshed, error) {
+func (w *world) Refresh(ctx context.Context, target string, since time.Time) (volume.Refreshed, error) {
 	w.mu.Lock()
 	w.refreshed = append(w.refreshed, time.Since(w.began))
+	w.targets, w.since = append(w.targets, target), append(w.since, since.Sub(w.began))
 	busy, valid, wanted, interval, err := w.busy, w.valid, w.wanted, w.interval, w.err
 	w.mu.Unlock()
 	sleep(ctx, busy)
@@ -146,6 +151,62 @@ func TestAClassMayHaveAnIntervalOfItsOwn(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Volumes of one class and service account can share an answer, if they are
+// refreshed at the same time; and whatever they share was asked for when they
+// were due, not before.
+func TestVolumesThatMayShareAnAnswerAreDueTogether(t *testing.T) {
+	run(t, false, time.Minute, func(w *world, s *Scheduler) {
+		w.busy = time.Second
+		publish := func(account string, count int) {
+			for i := range count {
+				v := info
+				v.TargetPath, v.Pod.ServiceAccount = fmt.Sprint("/", account, i), account
+				s.Published(v)
+				time.Sleep(time.Second)
+			}
+		}
+		publish("many", 30)
+		publish("one", 1)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		due := map[string]map[time.Duration]int{"many": {}, "one": {}}
+		for i, target := range w.targets {
+			account := strings.Trim(target, "/0123456789")
+			due[account][w.since[i]]++
+			if w.refreshed[i] < w.since[i] {
+				t.Errorf("%s was refreshed at %v, before %v", target, w.refreshed[i], w.since[i])
+			}
+		}
+		if n := len(due["many"]); n < 9 || n > 13 {
+			t.Errorf("30 volumes were due at %d times in ten intervals: %v", n, due["many"])
+		}
+		for at := range due["one"] {
+			if due["many"][at] > 0 {
+				t.Error("another identity was due at the same time")
+			}
+		}
+	})
+}
+
+func TestTheFirstRefreshesOfAFleetAreSpread(t *testing.T) {
+	first := map[bool]int{} // in the first half of the interval, or the second
+	for range 40 {
+		run(t, false, time.Minute, func(w *world, s *Scheduler) {
+			s.Published(info)
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			at := w.times()[0]
+			if at < 15*time.Second || at > time.Minute {
+				t.Errorf("the first refresh came after %v", at)
+			}
+			first[at < 37*time.Second]++
+		})
+	}
+	if first[true] < 5 || first[false] < 5 {
+		t.Errorf("of 40 drivers, %d refresh early", first[true])
 	}
 }
 

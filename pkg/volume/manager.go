@@ -245,7 +245,10 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 // Refresh fetches the files of the volume at target anew and switches to them
 // in one step where they differ. When it fails, the volume keeps the files that
 // it has, and its Info tells why.
-func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error) {
+//
+// An answer that another volume of the same class and identity got at since or
+// later will do.
+func (m *Manager) Refresh(ctx context.Context, target string, since time.Time) (Refreshed, error) {
 	known := m.get(target)
 	if known == nil {
 		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
@@ -260,6 +263,7 @@ func (m *Manager) Refresh(ctx context.Context, target string) (Refreshed, error)
 		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
 	}
 	next := *known
+	next.since = since
 	if next.waiting = known.blocked(); next.waiting {
 		m.replace(&next)
 		return Refreshed{Provider: known.Provider, Interval: known.Interval}, nil
@@ -326,6 +330,10 @@ func (m *Manager) fill(ctx context.Context, t *tree, v *volume) (changed bool, e
 	return changed, m.inContext(v, err)
 }
 
+// startWindow is how old an answer may be that a pod which starts shares with
+// another: replicas start together.
+const startWindow = 2 * time.Second
+
 // fetched is a set of files that fits its volume.
 type fetched struct {
 	result provider.Result
@@ -355,6 +363,9 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree) (fetched, error
 	v.Provider = c.Spec.Provider
 	now := time.Now()
 	req, key := v.request(c), keptKey{v.VolumeID, v.TargetPath, c.Spec.Provider}
+	if req.Since = v.since; req.Since.IsZero() {
+		req.Since = now.Add(-startWindow)
+	}
 	if req.State, err = m.kept.get(key); err != nil {
 		return fetched{}, m.inContext(v, err)
 	}

@@ -171,7 +171,7 @@ func TestAVolumeLivesAndLeavesNothing(t *testing.T) {
 	}
 	next := map[string]string{"a": "2", "b/c": "0440:2"}
 	f.set(next, nil)
-	if got, err := f.Refresh(t.Context(), r.TargetPath); !got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); !got.Changed || err != nil {
 		t.Fatalf("changed %v, %v", got.Changed, err)
 	}
 	if got := visible(t, r.TargetPath); got["a"] != "2" || got["b/c"] != "2" {
@@ -218,7 +218,7 @@ func TestARepeatedPublishBringsCredentialsAndAsksNoStore(t *testing.T) {
 		t.Fatalf("%d requests, %v", len(f.requests), err)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	last := f.requests[len(f.requests)-1]
@@ -237,7 +237,7 @@ func TestAFailedRefreshKeepsTheFilesAndSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.set(nil, errors.New("the store is away"))
-	if _, err := f.Refresh(t.Context(), r.TargetPath); err == nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err == nil {
 		t.Fatal("it did not fail")
 	}
 	if got := visible(t, r.TargetPath); got["a"] != "1" {
@@ -247,7 +247,7 @@ func TestAFailedRefreshKeepsTheFilesAndSaysWhy(t *testing.T) {
 		t.Errorf("the volume tells %v", info.LastError)
 	}
 	f.set(map[string]string{"a": "1"}, nil)
-	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil || f.List()[0].LastError != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil || f.List()[0].LastError != nil {
 		t.Errorf("got %v, and the volume tells %v", err, f.List()[0].LastError)
 	}
 }
@@ -272,7 +272,7 @@ func TestAProviderSeesWhatTheClassHasMounted(t *testing.T) {
 	r := f.request("web")
 	refresh := func(step, want string, changed bool) {
 		t.Helper()
-		if got, err := f.Refresh(t.Context(), r.TargetPath); err != nil || got.Changed != changed || saw != want {
+		if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil || got.Changed != changed || saw != want {
 			t.Errorf("%s: it saw %q, changed is %v, %v", step, saw, got.Changed, err)
 		}
 	}
@@ -286,7 +286,7 @@ func TestAProviderSeesWhatTheClassHasMounted(t *testing.T) {
 	refresh("after it", all, false)
 	f.parameters = map[string]string{"objects": "of yet another class"}
 	f.set(nil, errors.New("the store is away"))
-	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil && saw != "nothing" {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil && saw != "nothing" {
 		t.Errorf("a class that fails: it saw %q", saw)
 	}
 	f.set(map[string]string{"a": "1", "b/c": "2"}, nil)
@@ -316,13 +316,13 @@ func TestARestartedDriverFindsItsVolumes(t *testing.T) {
 		t.Errorf("the folder of the lost volume is left: %v", err)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if got, err := f.Refresh(t.Context(), kept.TargetPath); got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), kept.TargetPath, time.Now()); got.Changed || err != nil {
 		t.Errorf("a refresh without credentials: changed %v, %v", got.Changed, err)
 	}
 	if err := f.Publish(t.Context(), kept); err != nil { // kubelet brings them
 		t.Fatal(err)
 	}
-	if got, err := f.Refresh(t.Context(), kept.TargetPath); !got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), kept.TargetPath, time.Now()); !got.Changed || err != nil {
 		t.Errorf("changed %v, %v", got.Changed, err)
 	}
 }
@@ -543,7 +543,7 @@ func TestTheClassSetsTheSize(t *testing.T) {
 	// A class that asks for more gets it under the running pod.
 	f.parameters[provider.VolumeSizeKey] = "1Mi"
 	f.set(map[string]string{"a": strings.Repeat("y", 400<<10)}, nil)
-	if got, err := f.Refresh(t.Context(), r.TargetPath); !got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); !got.Changed || err != nil {
 		t.Fatalf("changed %v, %v", got.Changed, err)
 	}
 }
@@ -613,7 +613,7 @@ func TestManyCallsAtOnceEndInOneState(t *testing.T) {
 			case 0:
 				err = f.Unpublish(t.Context(), r.VolumeID, r.TargetPath)
 			case 1:
-				if _, err = f.Refresh(t.Context(), r.TargetPath); errors.Is(err, ErrNotPublished) {
+				if _, err = f.Refresh(t.Context(), r.TargetPath, time.Now()); errors.Is(err, ErrNotPublished) {
 					err = nil
 				}
 			default:
@@ -701,7 +701,7 @@ func TestFilesThatAProviderWroteTakeTheSameWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone()
-	if _, err := f.Refresh(t.Context(), r.TargetPath); err != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	gone()
@@ -717,7 +717,7 @@ func TestFilesThatAProviderWroteTakeTheSameWay(t *testing.T) {
 		},
 	} {
 		f.writes = write
-		if _, err := f.Refresh(t.Context(), r.TargetPath); err == nil {
+		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 		gone()

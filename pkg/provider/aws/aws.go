@@ -60,6 +60,7 @@ type Provider struct {
 var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
+	_ provider.Sharer    = (*Provider)(nil)
 )
 
 // New returns a Provider, or what is wrong with its configuration.
@@ -93,19 +94,7 @@ func (p *Provider) Validate(parameters map[string]string) []provider.Problem {
 // volume has files already, it reads no value of which AWS tells the version for
 // as few calls.
 func (p *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Result, error) {
-	reader := provider.NewParams(req.Parameters)
-	region := ""
-	if reader.Optional(regionKey) == "" {
-		var err error
-		if region, err = p.region(ctx); err != nil {
-			return provider.Result{}, err
-		}
-	}
-	c := decode(reader, region)
-	if err := reader.Err(); err != nil {
-		return provider.Result{}, err
-	}
-	pod, err := identify(ctx, c, req)
+	c, pod, err := p.understand(ctx, req)
 	if err != nil {
 		return provider.Result{}, err
 	}
@@ -125,6 +114,35 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Re
 	}
 	defer clearAll(found)
 	return p.result(ctx, pod, req, objects, found)
+}
+
+// understand returns what a request's class says, and who its pod is.
+func (p *Provider) understand(ctx context.Context, req provider.Request) (c *class, pod identity, err error) {
+	reader := provider.NewParams(req.Parameters)
+	region := ""
+	if reader.Optional(regionKey) == "" {
+		if region, err = p.region(ctx); err != nil {
+			return nil, pod, err
+		}
+	}
+	c = decode(reader, region)
+	if err = reader.Err(); err == nil {
+		pod, err = identify(ctx, c, req)
+	}
+	return c, pod, err
+}
+
+// Identity returns the key of the pod's sessions.
+func (p *Provider) Identity(ctx context.Context, req provider.Request) (string, bool) {
+	c, pod, err := p.understand(ctx, req)
+	if err != nil {
+		return "", false
+	}
+	var keys []string
+	for _, region := range c.regions {
+		keys = append(keys, region, pod.key(region))
+	}
+	return login.Key(keys...), true
 }
 
 // region returns that of classes which name none.

@@ -56,6 +56,7 @@ type Provider struct {
 var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
+	_ provider.Sharer    = (*Provider)(nil)
 )
 
 // New returns a Provider. The SDK's log, which is of the process and shows the
@@ -89,18 +90,7 @@ func (p *Provider) Validate(parameters map[string]string) []provider.Problem {
 // Fetch reads each object that the class names once, all at the same time. On a
 // refresh it asks which versions are the newest, and reads what has changed.
 func (p *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Result, error) {
-	reader := provider.NewParams(req.Parameters)
-	c := decode(reader)
-	err := reader.Err()
-	if err != nil {
-		return provider.Result{}, err
-	}
-	if c.cloudFile != "" {
-		if c.cloud, err = readCloud(c.cloudFile); err != nil {
-			return provider.Result{}, err
-		}
-	}
-	who, err := p.identity(ctx, c, req)
+	c, who, err := p.understand(ctx, req)
 	if err != nil {
 		return provider.Result{}, err
 	}
@@ -124,6 +114,30 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Re
 		return provider.Result{}, err
 	}
 	return result, nil
+}
+
+// understand returns what a request's class says, and who asks.
+func (p *Provider) understand(ctx context.Context, req provider.Request) (*class, *identity, error) {
+	reader := provider.NewParams(req.Parameters)
+	c := decode(reader)
+	err := reader.Err()
+	if err == nil && c.cloudFile != "" {
+		c.cloud, err = readCloud(c.cloudFile)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	who, err := p.identity(ctx, c, req)
+	return c, who, err
+}
+
+// Identity returns the key of the identity's token.
+func (p *Provider) Identity(ctx context.Context, req provider.Request) (string, bool) {
+	_, who, err := p.understand(ctx, req)
+	if err != nil {
+		return "", false
+	}
+	return who.key, true
 }
 
 // fetch is one call of Fetch.

@@ -35,6 +35,7 @@ type Provider struct {
 var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
+	_ provider.Sharer    = (*Provider)(nil)
 )
 
 // New returns a Provider, or an error that says what is wrong with config.
@@ -77,6 +78,20 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Re
 		}
 		p.sessions.Forget(who.key, token.Equal)
 	}
+}
+
+// Identity returns the key of the pod's access token.
+func (p *Provider) Identity(ctx context.Context, req provider.Request) (string, bool) {
+	reader := provider.NewParams(req.Parameters)
+	c := decode(reader)
+	if reader.Err() != nil {
+		return "", false
+	}
+	who, err := p.identify(ctx, c, req)
+	if err != nil {
+		return "", false
+	}
+	return who.key, true
 }
 
 // fetch is one answer in the making.

@@ -30,6 +30,7 @@ type Provider struct {
 var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
+	_ provider.Sharer    = (*Provider)(nil)
 )
 
 // New returns a Provider that asks the API server at that URL by a client
@@ -93,6 +94,25 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (_ provider.
 		result.Files = append(result.Files, files...)
 	}
 	return result, nil
+}
+
+// Identity returns a key of the pod's service account, which is all that an API
+// server's rights are bound to.
+func (p *Provider) Identity(_ context.Context, req provider.Request) (string, bool) {
+	reader := provider.NewParams(req.Parameters)
+	d := decode(reader)
+	if reader.Err() != nil {
+		return "", false
+	}
+	token, err := tokenOf(req, d)
+	if err != nil {
+		return "", false
+	}
+	claims, err := login.Read(token)
+	if err != nil || claims.ServiceAccountUID == "" {
+		return "", false
+	}
+	return login.Key(claims.Account(), req.Pod.Namespace), true
 }
 
 // optional tells whether every object of a source may be missing.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
+	"github.com/csi-secrets/csi-secrets/test/issuer"
 )
 
 const (
@@ -181,6 +182,27 @@ func TestAnOptionalObjectMayBeMissing(t *testing.T) {
 	p, _ = serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	_, err = p.Fetch(t.Context(), request("objects", "- {objectName: db, optional: true}"))
 	wantError(t, err, provider.Denied)
+}
+
+func TestWhoMayShareAnAnswer(t *testing.T) {
+	p, _ := serve(t, nil)
+	pods := issuer.New(t)
+	ask := func(account issuer.Account) (string, bool) {
+		req := request("objects", "- objectName: db")
+		req.Tokens = map[string]provider.Token{"": {Value: secret.FromString(pods.Token(account, "https://kubernetes.default.svc"))}}
+		return p.Identity(t.Context(), req)
+	}
+	first, ok := ask(issuer.Account{Namespace: "shop", Name: "web", Pod: "web-1"})
+	replica, _ := ask(issuer.Account{Namespace: "shop", Name: "web", Pod: "web-2"})
+	other, _ := ask(issuer.Account{Namespace: "shop", Name: "other", Pod: "web-3"})
+	if !ok || first != replica || first == other {
+		t.Errorf("got %q, %v, %q, %q", first, ok, replica, other)
+	}
+	for _, req := range []provider.Request{request("objects", "- {}"), request("objects", "- objectName: db")} { // the second has a token that says nothing
+		if _, ok := p.Identity(t.Context(), req); ok {
+			t.Error("nobody can say who that is")
+		}
+	}
 }
 
 func TestTheTokenIsThePods(t *testing.T) {

@@ -175,6 +175,9 @@ func (v *Provider) session(ctx context.Context, c *client, d *params, who *ident
 	account, pod := d.sessionKey(who.claims.Account()), d.sessionKey(who.claims.Identity())
 	if !v.podwise.has(d.sessionKey("")) {
 		s, err := get(account)
+		if err == nil && s.pod == "" {
+			v.sharable.add(d.sessionKey(""))
+		}
 		if err != nil || s.pod == "" || s.pod == who.claims.Identity() {
 			return s, err
 		}

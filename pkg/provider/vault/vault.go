@@ -55,6 +55,7 @@ type Provider struct {
 	clients  clients
 	sessions login.Cache[session]
 	podwise  set // ways to log in under which a session is one pod's
+	sharable set // ways under which it is that of a service account
 	plain    set // requests whose answers had none
 }
 
@@ -62,6 +63,7 @@ var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
 	_ provider.Releaser  = (*Provider)(nil)
+	_ provider.Sharer    = (*Provider)(nil)
 )
 
 // New returns a Provider for classes of a flavour.
@@ -104,6 +106,30 @@ func (v *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Re
 		return provider.Result{}, err
 	}
 	return f.run(ctx)
+}
+
+// Identity returns the key of the session that the volume's requests are made with,
+// where all of them are known to bring no leases: those are the volume's own.
+func (v *Provider) Identity(_ context.Context, req provider.Request) (string, bool) {
+	reader := provider.NewParams(req.Parameters)
+	d := v.decode(reader)
+	if reader.Err() != nil || !req.State.IsEmpty() {
+		return "", false
+	}
+	who, err := d.identify(req)
+	if err != nil {
+		return "", false
+	}
+	f := &fetching{params: d}
+	for _, o := range d.objects {
+		if o.find == nil && !v.plain.has(f.learnKey(o.request)) {
+			return "", false
+		}
+	}
+	if v.podwise.has(d.sessionKey("")) || !v.sharable.has(d.sessionKey("")) {
+		return d.sessionKey(who.claims.Identity()), true
+	}
+	return d.sessionKey(who.claims.Account()), true
 }
 
 // fetching is one Fetch.

@@ -540,3 +540,48 @@ func FuzzState(f *testing.F) {
 		_ = s.dropTokens()
 	})
 }
+
+// What brings no leases may be shared, by a service account's pods if the server
+// looked at nothing else.
+func TestWhoMayShareAnAnswer(t *testing.T) {
+	for name, byPod := range map[string]bool{"of the service account": false, "of the pod": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newStandIn(t)
+			if byPod {
+				s.metadata = map[string]string{"role": "app"}
+			}
+			s.text("GET secret/data/app", kv("x", 1))
+			p := New(Vault, s.defaults())
+			v := s.volume("web", "web-1", oneSecret)
+			if _, ok := p.Identity(t.Context(), v.Request); ok {
+				t.Error("a path is taken for one without leases that was never read")
+			}
+			if _, _, err := v.fetch(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			v.State = secret.Value{}
+			second := s.volume("web", "web-2", oneSecret) // which finds the session
+			if _, _, err := second.fetch(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			keys := map[string]string{}
+			for of, v := range map[string]*volume{"web-1": v, "web-2": second, "another": s.volume("other", "other-1", oneSecret), "another role": s.volume("web", "web-1", oneSecret, "roleName", "b")} {
+				key, ok := p.Identity(t.Context(), v.Request)
+				if !ok {
+					t.Errorf("%s: it is not known who asks", of)
+				}
+				keys[key] += of + " "
+			}
+			if shared := len(keys) == 3; shared == byPod || len(keys) < 3 {
+				t.Errorf("the identities are %q", keys)
+			}
+			leased := s.volume("web", "web-1", oneSecret)
+			leased.State = secret.FromString("{}")
+			for _, v := range []*volume{leased, s.volume("web", "web-1", "- {}"), s.volume("web", "web-1", "- {objectName: a, secretPath: database/creds/app, secretKey: a}")} {
+				if _, ok := p.Identity(t.Context(), v.Request); ok {
+					t.Error("what is the volume's own is shared")
+				}
+			}
+		})
+	}
+}

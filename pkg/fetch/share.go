@@ -1,0 +1,153 @@
+package fetch
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
+	"github.com/csi-secrets/csi-secrets/pkg/secret"
+)
+
+// sharedFor is how long an answer is kept for others after it came: volumes of
+// one identity become due together, and replicas start together.
+const sharedFor = 3 * time.Second
+
+// shareKey names an answer: what the class asks for, as whom, and what the volume
+// has of it already, since an answer may be "not modified".
+func shareKey(name, identity string, req provider.Request) string {
+	parts := []string{name, identity, strconv.FormatUint(uint64(req.Mode), 8), strconv.FormatBool(req.Current != nil)}
+	for _, key := range slices.Sorted(maps.Keys(req.Parameters)) {
+		parts = append(parts, key, req.Parameters[key])
+	}
+	parts = append(parts, strconv.Itoa(len(req.Mounted)))
+	if req.Current != nil {
+		for _, v := range req.Mounted {
+			parts = append(parts, v.ID, v.Version)
+		}
+	}
+	return login.Key(parts...)
+}
+
+// shares are answers that are on their way, or have come just now. It is safe for
+// concurrent use; the zero value is ready.
+type shares struct {
+	mu  sync.Mutex
+	all map[string]*share
+}
+
+// share is one answer. It is guarded by shares.mu, but for began.
+type share struct {
+	began  time.Time
+	cancel context.CancelFunc // of the ask
+	done   chan struct{}      // closed when the answer is there
+	result provider.Result
+	err    error
+	users  int  // that wait for it, or take it
+	listed bool // it is in shares.all
+}
+
+// get returns the answer of key that was asked for at since or later, or asks.
+// Whoever is first asks for all; the ask ends early only when nobody waits for it
+// any more. Each caller gets contents of its own.
+func (s *shares) get(ctx context.Context, key string, since time.Time, ask func(ctx context.Context) (provider.Result, error)) (provider.Result, error) {
+	s.mu.Lock()
+	e := s.all[key]
+	if e == nil || e.began.Before(since) {
+		if e != nil {
+			s.unlist(key, e)
+		}
+		e = &share{began: time.Now(), done: make(chan struct{}), listed: true}
+		if s.all == nil {
+			s.all = map[string]*share{}
+		}
+		s.all[key] = e
+		var asking context.Context
+		asking, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+		go s.run(asking, key, e, ask)
+	}
+	e.users++
+	s.mu.Unlock()
+
+	var err error
+	select {
+	case <-e.done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var result provider.Result
+	if err == nil {
+		result, err = clone(e.result), e.err
+	}
+	e.users--
+	s.tidy(key, e)
+	return result, err
+}
+
+func (s *shares) run(ctx context.Context, key string, e *share, ask func(ctx context.Context) (provider.Result, error)) {
+	defer e.cancel()
+	var result provider.Result
+	err := provider.Guarded(func() (err error) { // nobody above could recover a panic
+		result, err = ask(ctx)
+		return err
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.result, e.err = result, err
+	close(e.done)
+	if err != nil {
+		s.unlist(key, e) // who comes later asks anew
+		return
+	}
+	s.tidy(key, e)
+	time.AfterFunc(sharedFor, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.unlist(key, e)
+	})
+}
+
+// unlist lets nobody else have e. Callers hold s.mu.
+func (s *shares) unlist(key string, e *share) {
+	if e.listed {
+		e.listed = false
+		delete(s.all, key)
+	}
+	s.tidy(key, e)
+}
+
+// tidy ends an ask that nobody waits for, and clears an answer that nobody will
+// take. Callers hold s.mu.
+func (s *shares) tidy(key string, e *share) {
+	if e.users > 0 {
+		return
+	}
+	select {
+	case <-e.done:
+		if !e.listed {
+			e.result.Clear()
+		}
+	default:
+		e.cancel()
+		if e.listed {
+			e.listed = false
+			delete(s.all, key)
+		}
+	}
+}
+
+// clone returns a result with contents of its own.
+func clone(r provider.Result) provider.Result {
+	r.Files = slices.Clone(r.Files)
+	for i, f := range r.Files {
+		r.Files[i].Contents = secret.New(slices.Clone(f.Contents.Reveal()))
+	}
+	r.Versions = slices.Clone(r.Versions)
+	return r
+}
