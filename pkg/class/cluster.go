@@ -199,7 +199,7 @@ func (c *Cluster) set(ref Ref, next *SecretProviderClass) {
 	switch {
 	case before == nil && next == nil:
 		return
-	case before != nil && next != nil && reflect.DeepEqual(before.Spec, next.Spec):
+	case before != nil && next != nil && reflect.DeepEqual(before.Spec, next.Spec) && before.Annotations[RefreshAnnotation] == next.Annotations[RefreshAnnotation]:
 		return
 	}
 	c.unkept = true
@@ -220,6 +220,10 @@ type clusterStore struct{ *Cluster }
 
 var _ cache.ReflectorStore = clusterStore{}
 
+// RefreshAnnotation is one of a class that has its volumes refreshed whenever it
+// changes.
+const RefreshAnnotation = Group + "/refresh"
+
 // lean keeps of a class what the driver needs.
 func lean(obj any) (Ref, *SecretProviderClass, error) {
 	c, ok := obj.(*SecretProviderClass)
@@ -227,6 +231,9 @@ func lean(obj any) (Ref, *SecretProviderClass, error) {
 		return Ref{}, nil, fmt.Errorf("the API server sent a %T for a %s", obj, Kind)
 	}
 	kept := &SecretProviderClass{Spec: c.Spec}
+	if refresh, ok := c.Annotations[RefreshAnnotation]; ok {
+		kept.Annotations = map[string]string{RefreshAnnotation: refresh}
+	}
 	kept.Namespace, kept.Name, kept.UID, kept.ResourceVersion, kept.Generation = c.Namespace, c.Name, c.UID, c.ResourceVersion, c.Generation
 	return c.Ref(), kept, nil
 }

@@ -3,6 +3,7 @@ package class
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -224,8 +225,15 @@ func TestWatchersHearOfChangesOnly(t *testing.T) {
 		expect("an update of something else")
 		must(t, store.Update(object("a", "x", "/2")))
 		expect("a change", "a/x")
+		for _, now := range []string{"1", "1", "2"} {
+			asked := object("a", "x", "/2")
+			asked.Annotations = map[string]string{RefreshAnnotation: now, "other": fmt.Sprint(time.Now())}
+			must(t, store.Update(asked))
+			time.Sleep(time.Second)
+		}
+		expect("two wishes for a refresh", "a/x", "a/x")
 		must(t, store.Replace([]any{object("a", "x", "/2"), object("a", "z", "/1")}, "2"))
-		expect("a list after a lost watch", "a/y", "a/z")
+		expect("a list after a lost watch", "a/x", "a/y", "a/z")
 		must(t, store.Delete(object("a", "z", "/1")))
 		expect("a deletion", "a/z")
 

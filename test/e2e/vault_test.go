@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/test/e2e/deploy"
 	"github.com/csi-secrets/csi-secrets/test/postgres"
 	"github.com/csi-secrets/csi-secrets/test/vault"
@@ -154,7 +155,7 @@ func TestVaultKnowsThePodsApart(t *testing.T) {
 	n.kubectl("create", "serviceaccount", "app")
 	objects := "- {objectName: password, secretPath: secret/data/app, secretKey: password}"
 	n.classOfVault("db", v, map[string]string{"objects": objects})
-	n.classOfVault("older", v, map[string]string{"objects": objects, "roleName": "older"})
+	n.classOfVault("older", v, map[string]string{"objects": objects, "roleName": "older", "rotationInterval": "never"})
 	right, wrong := template(idle, "db", "older"), template(idle, "db")
 	right.Spec.ServiceAccountName = "app"
 	n.pod("right", right)
@@ -177,6 +178,17 @@ func TestVaultKnowsThePodsApart(t *testing.T) {
 	eventually(t, func() error {
 		if got := n.cat("right", "/mnt/db/password"); got != "rotated" {
 			return fmt.Errorf("the file holds %q", got)
+		}
+		return nil
+	})
+	// A class that is never refreshed by itself is when somebody wishes.
+	if got := n.cat("right", "/mnt/older/password"); got != "of-the-app" {
+		t.Errorf("the class without an interval has %q", got)
+	}
+	n.kubectl("annotate", "secretproviderclass", "older", class.RefreshAnnotation+"=now")
+	eventually(t, func() error {
+		if got := n.cat("right", "/mnt/older/password"); got != "rotated" {
+			return fmt.Errorf("after the wish for a refresh the file holds %q", got)
 		}
 		return nil
 	})
