@@ -43,6 +43,14 @@ type Watcher interface {
 	Watch(ctx context.Context, parameters map[string]string, changed func()) error
 }
 
+// IdentityWatcher is a Watcher that needs to prove who asks. request returns what a
+// volume asks for, with the tokens that are valid when it is called; WatchAs calls
+// changed as Watch does, for what that names and may be seen by that identity.
+// Its error is of kind Denied where the identity may not watch.
+type IdentityWatcher interface {
+	WatchAs(ctx context.Context, request func() Request, changed func()) error
+}
+
 // Sharer is a Provider that knows for whom an answer is. Identity returns a key of
 // all that its store, and it itself, look at of who asks: requests of one class
 // with the same key would be answered alike, and the store has been shown, or is

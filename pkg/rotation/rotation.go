@@ -38,10 +38,12 @@ const (
 	catchUp = time.Second
 )
 
-// Refresher refreshes the volume at a target. An answer will do that another
-// volume got at since or later.
+// Refresher has the volumes. Refresh refreshes the one at a target: an answer will
+// do that another volume got at since or later. Request is what a refresh of it
+// would ask its provider for; false where it is gone.
 type Refresher interface {
 	Refresh(ctx context.Context, target string, since time.Time) (volume.Refreshed, error)
+	Request(ctx context.Context, target string) (provider.Request, bool)
 }
 
 // Recorder counts refreshes. An errorType is empty for one that succeeded.
@@ -67,7 +69,8 @@ type Scheduler struct {
 	volumes map[string]*entry               // by target
 	classOf map[class.Ref]map[string]*entry // by class and target
 	groups  map[groupKey]*group
-	watches map[class.Ref]context.CancelFunc // of the classes that have volumes
+	watches map[watched]context.CancelFunc
+	source  Refresher // of Run
 	running sync.WaitGroup
 }
 
@@ -106,7 +109,7 @@ var _ volume.Observer = (*Scheduler)(nil)
 func New(classes class.Source, providers func(name string) (provider.Provider, error), interval time.Duration) *Scheduler {
 	return &Scheduler{
 		classes: classes, providers: providers, interval: interval, wake: make(chan struct{}, 1),
-		volumes: map[string]*entry{}, classOf: map[class.Ref]map[string]*entry{}, watches: map[class.Ref]context.CancelFunc{}, groups: map[groupKey]*group{},
+		volumes: map[string]*entry{}, classOf: map[class.Ref]map[string]*entry{}, watches: map[watched]context.CancelFunc{}, groups: map[groupKey]*group{},
 	}
 }
 
@@ -132,7 +135,8 @@ func (s *Scheduler) Published(v volume.Info) {
 			}
 		}
 		g.volumes++
-		s.watch(e.class)
+		s.watch(watched{groupKey: groupKey{class: e.class}})
+		s.watch(watched{e.key, true})
 		s.schedule(e, s.next(e, v.Interval, v.ValidUntil, v.RefreshAt))
 	}
 	if v.LastError != nil || v.Waiting {
@@ -160,11 +164,12 @@ func (s *Scheduler) Unpublished(v volume.Info) {
 		g.volumes--
 	} else {
 		delete(s.groups, e.key)
+		s.unwatch(watched{e.key, true})
 	}
 	delete(s.classOf[e.class], e.target)
 	if len(s.classOf[e.class]) == 0 {
 		delete(s.classOf, e.class)
-		s.unwatch(e.class)
+		s.unwatch(watched{groupKey: groupKey{class: e.class}})
 	}
 }
 
@@ -184,9 +189,9 @@ func (s *Scheduler) Due(target string) (time.Time, bool) {
 // of it runs any more. It is called once.
 func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
 	s.mu.Lock()
-	s.ctx = ctx
+	s.ctx, s.source = ctx, volumes
 	for ref := range s.classOf {
-		s.watch(ref)
+		s.watchClass(ref)
 	}
 	s.mu.Unlock()
 	s.running.Go(func() { s.watchClasses(ctx) })
@@ -347,80 +352,20 @@ func (s *Scheduler) schedule(e *entry, due time.Time) {
 	}
 }
 
-// classDue makes every volume of a class due after wait.
-func (s *Scheduler) classDue(ref class.Ref, wait time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	due := time.Now().Add(wait)
-	for _, e := range s.classOf[ref] {
-		if e.running || due.Before(e.due) {
-			s.schedule(e, due)
-		}
-	}
-}
-
 // watchClasses refreshes the volumes of classes that change.
 func (s *Scheduler) watchClasses(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := s.classes.Watch(ctx, func(ref class.Ref) {
 			s.mu.Lock()
-			if s.classOf[ref] != nil {
-				s.unwatch(ref) // its provider and parameters may be others now
-				s.watch(ref)
-			}
+			s.watchClass(ref) // its provider and parameters may be others now
 			s.mu.Unlock()
-			s.classDue(ref, 0)
+			s.due(watched{groupKey: groupKey{class: ref}}, 0)
 		})
 		if err != nil {
 			klog.FromContext(ctx).Error(err, "Cannot watch the classes; changes are found at the next interval")
 		}
 		sleep(ctx, watchRetry)
 	}
-}
-
-// watch starts to watch what a class names, if its provider can. Callers hold
-// s.mu.
-func (s *Scheduler) watch(ref class.Ref) {
-	if s.ctx == nil || s.ctx.Err() != nil || s.watches[ref] != nil {
-		return
-	}
-	ctx, cancel := context.WithCancel(s.ctx)
-	s.watches[ref] = cancel
-	s.running.Go(func() {
-		for ctx.Err() == nil {
-			if err := s.watchSource(ctx, ref); err != nil {
-				klog.FromContext(ctx).Error(err, "Cannot watch the source of a class; changes are found at the next interval", "class", ref.String())
-			}
-			sleep(ctx, watchRetry)
-		}
-	})
-}
-
-func (s *Scheduler) unwatch(ref class.Ref) {
-	if cancel := s.watches[ref]; cancel != nil {
-		cancel()
-		delete(s.watches, ref)
-	}
-}
-
-// watchSource watches what a class names until ctx ends, or at once returns nil
-// where its provider cannot.
-func (s *Scheduler) watchSource(ctx context.Context, ref class.Ref) error {
-	c, err := s.classes.Get(ctx, ref)
-	if err != nil {
-		return err
-	}
-	p, err := s.providers(c.Spec.Provider)
-	if err != nil {
-		return err
-	}
-	w, ok := p.(provider.Watcher)
-	if !ok {
-		<-ctx.Done() // until the class changes or its last volume goes
-		return nil
-	}
-	s.classDue(ref, catchUp)
-	return w.Watch(ctx, c.Spec.Parameters, func() { s.classDue(ref, 0) })
 }
 
 // jitter returns d give or take a tenth, so that volumes that were published

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +33,8 @@ type world struct {
 	classChanged func(class.Ref)
 	changed      func()
 	watches      int
+	tokens, lost map[string]bool   // by target
+	byAccount    map[string]func() // what tells of changes that an identity saw
 }
 
 func (w *world) Get(context.Context, class.Ref) (*class.SecretProviderClass, error) {
@@ -59,6 +62,16 @@ func (w *world) Refresh(ctx context.Context, target string, since time.Time) (vo
 		done.RefreshAt = time.Now().Add(wanted)
 	}
 	return done, err
+}
+
+func (w *world) Request(_ context.Context, target string) (provider.Request, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	req := provider.Request{TargetPath: target}
+	if w.tokens[target] {
+		req.Tokens = map[string]provider.Token{"a": {}}
+	}
+	return req, !w.lost[target]
 }
 
 func (w *world) set(f func()) {
@@ -292,6 +305,71 @@ func TestAFailureIsTriedAgainSoonAndThenLessOften(t *testing.T) {
 		if len(w.times()) != before+1 {
 			t.Error("new credentials were not tried")
 		}
+	})
+}
+
+// identityStore can be watched by those who have tokens.
+type identityStore struct{ store }
+
+func (s identityStore) WatchAs(ctx context.Context, request func() provider.Request, changed func()) error {
+	req := request()
+	if len(req.Tokens) == 0 {
+		return provider.ErrNoCredentials
+	}
+	account := strings.Trim(req.TargetPath, "/0123456789")
+	s.set(func() { s.byAccount[account] = changed })
+	<-ctx.Done()
+	s.set(func() { delete(s.byAccount, account) })
+	return nil
+}
+
+func TestAnIdentitySeesItsOwnSourceChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{began: time.Now(), tokens: map[string]bool{"/web2": true}, lost: map[string]bool{"/web0": true}, byAccount: map[string]func(){}}
+		s := New(w, func(string) (provider.Provider, error) { return identityStore{store{w}}, nil }, 0)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); s.Run(ctx, w) }()
+		volumes := map[string]volume.Info{}
+		for _, target := range []string{"/web0", "/web1", "/web2", "/other1"} {
+			v := info
+			v.TargetPath, v.Pod.ServiceAccount = target, strings.Trim(target, "/0123456789")
+			volumes[target] = v
+			s.Published(v)
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		accounts := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if got := fmt.Sprint(slices.Sorted(maps.Keys(w.byAccount))); got != want {
+				t.Errorf("%s are watched, want %s", got, want)
+			}
+		}
+		accounts("[web]") // of the other, no volume has tokens
+		var changed func()
+		w.set(func() { w.targets, w.tokens["/other1"], changed = nil, true, w.byAccount["web"] })
+		changed()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.set(func() {
+			if got := fmt.Sprint(slices.Sorted(slices.Values(w.targets))); got != "[/web0 /web1 /web2]" {
+				t.Errorf("refreshed were %s", got)
+			}
+		})
+		time.Sleep(time.Minute)
+		accounts("[other web]")
+		for _, target := range []string{"/web0", "/web1", "/web2"} {
+			s.Unpublished(volumes[target])
+		}
+		accounts("[other]")
+		w.set(func() { changed = func() { w.classChanged(info.Class) } })
+		changed()
+		accounts("[other]")
+		cancel()
+		<-done
 	})
 }
 

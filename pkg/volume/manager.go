@@ -283,6 +283,20 @@ func (m *Manager) Refresh(ctx context.Context, target string, since time.Time) (
 	return Refreshed{next.Provider, changed, next.ValidUntil, next.RefreshAt, next.Interval}, err
 }
 
+// Request returns what a refresh of the volume at target would ask its provider
+// for, without what only a refresh can use; false where that cannot be told.
+func (m *Manager) Request(ctx context.Context, target string) (provider.Request, bool) {
+	v := m.get(target)
+	if v == nil {
+		return provider.Request{}, false
+	}
+	c, err := m.classes.Get(ctx, v.Class)
+	if err != nil {
+		return provider.Request{}, false
+	}
+	return v.request(c), true
+}
+
 func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err error) {
 	t, err := openTree(v.TargetPath)
 	if err != nil {

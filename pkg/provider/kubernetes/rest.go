@@ -41,21 +41,30 @@ type answer struct {
 	Message    string                     `json:"message"`
 }
 
+// ask asks the API server, as the pod, for something of its namespace.
+func (p *Provider) ask(ctx context.Context, pod provider.Pod, path, accept string, token secret.Value) (*http.Response, error) {
+	address := fmt.Sprintf("%s/api/v1/namespaces/%s/%s", p.server, url.PathEscape(pod.Namespace), path)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", accept)
+	request.Header.Set("Authorization", "Bearer "+string(token.Reveal()))
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("the API server does not answer: %w", web.Bare(err))
+	}
+	return response, nil
+}
+
 // get reads a Secret or ConfigMap of the pod's namespace.
 func (p *Provider) get(ctx context.Context, pod provider.Pod, s source, token secret.Value) (contents, error) {
 	failure := func(kind provider.Kind, err error, remedy string) error {
 		return &provider.Error{Kind: kind, Object: s.in(pod), Op: "read it as the pod", Err: err, Remedy: remedy}
 	}
-	address := fmt.Sprintf("%s/api/v1/namespaces/%s/%s/%s", p.server, url.PathEscape(pod.Namespace), s.resource, url.PathEscape(s.name))
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	response, err := p.ask(ctx, pod, s.resource+"/"+url.PathEscape(s.name), "application/json", token)
 	if err != nil {
-		return contents{}, failure(provider.Internal, err, "")
-	}
-	request.Header.Set("Accept", "application/json")
-	request.Header.Set("Authorization", "Bearer "+string(token.Reveal()))
-	response, err := p.client.Do(request)
-	if err != nil {
-		return contents{}, failure(provider.Unavailable, fmt.Errorf("the API server does not answer: %w", web.Bare(err)), "it is asked again")
+		return contents{}, failure(provider.Unavailable, err, "it is asked again")
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes+1))
