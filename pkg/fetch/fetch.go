@@ -33,6 +33,7 @@ type Fetcher struct {
 	providers *provider.Registry
 	timeout   time.Duration
 	shares    shares
+	governor  governor
 }
 
 // New returns a Fetcher that finds providers in registry and gives each fetch
@@ -94,15 +95,33 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	return result, nil
 }
 
+// classAttribute is the volume's attribute that names its class.
+const classAttribute = "secretProviderClass"
+
 // answer asks the provider, or shares the answer to another volume.
 func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, req provider.Request) (provider.Result, error) {
 	ask := func(ctx context.Context) (result provider.Result, err error) {
-		began := time.Now()
-		err = provider.Guarded(func() (err error) {
-			result, err = p.Fetch(ctx, req)
+		once := func(ctx context.Context) error {
+			began := time.Now()
+			err := provider.Guarded(func() (err error) {
+				result, err = p.Fetch(ctx, req)
+				return err
+			})
+			f.record(name, err, time.Since(began))
 			return err
-		})
-		f.record(name, err, time.Since(began))
+		}
+		located, ok := p.(provider.Located)
+		if !ok {
+			err = once(ctx)
+			return result, err
+		}
+		store, ok := located.Store(req.Parameters)
+		if !ok {
+			err = once(ctx) // it tells what is wrong
+			return result, err
+		}
+		class := req.Pod.Namespace + "/" + req.Attributes[classAttribute]
+		err = f.governor.do(ctx, work{store: name + " " + store, class: class, urgent: req.Urgent}, once)
 		return result, err
 	}
 	sharer, ok := p.(provider.Sharer)

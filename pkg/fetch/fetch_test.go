@@ -212,3 +212,54 @@ func TestWhatAProviderWroteByItselfIsItsAnswer(t *testing.T) {
 		}
 	}
 }
+
+// remote is a provider whose store is somewhere else.
+type remote struct{ answering }
+
+func (remote) Store(parameters map[string]string) (string, bool) {
+	return "there", parameters["objects"] != "wrong"
+}
+
+func TestAStoreThatThrottlesIsAskedAgainForAPodThatStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		f := New(provider.NewRegistry(map[string]provider.Provider{"store": remote{func(context.Context) (provider.Result, error) {
+			if asked++; asked < 3 {
+				return provider.Result{}, &provider.Error{Kind: provider.Throttled, Object: "object \"of another\"", Err: errors.New("too many requests"), RetryAfter: 10 * time.Second}
+			}
+			return provider.Result{}, nil
+		}}}, nil), 0)
+		calm, urgent := provider.Request{}, provider.Request{Urgent: true}
+		_, err := f.Fetch(t.Context(), "store", calm)
+		if provider.KindOf(err) != provider.Throttled || asked != 1 {
+			t.Errorf("got %v after %d asks", err, asked)
+		}
+		_, err = f.Fetch(t.Context(), "store", calm)
+		if provider.KindOf(err) != provider.Throttled || asked != 1 || strings.Contains(err.Error(), "of another") || !strings.Contains(err.Error(), `store "store there"`) {
+			t.Errorf("while it is to be left alone: got %v after %d asks", err, asked)
+		}
+		began := time.Now()
+		if _, err := f.Fetch(t.Context(), "store", urgent); err != nil || asked != 3 || time.Since(began) < 20*time.Second {
+			t.Errorf("a pod that starts: got %v after %d asks and %v", err, asked, time.Since(began))
+		}
+	})
+}
+
+func TestAMistakeInAClassAsksNoStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		away := &provider.Error{Kind: provider.Unavailable, Err: errors.New("connection refused")}
+		f := New(provider.NewRegistry(map[string]provider.Provider{"store": remote{func(context.Context) (provider.Result, error) { return provider.Result{}, away }}}, nil), 0)
+		for range 20 {
+			if _, err := f.Fetch(t.Context(), "store", provider.Request{Parameters: map[string]string{"objects": "wrong"}}); strings.Contains(fmt.Sprint(err), "probed") {
+				t.Errorf("a class that asks nobody has %v", err)
+			}
+		}
+		var err error
+		for range 20 {
+			_, err = f.Fetch(t.Context(), "store", provider.Request{})
+		}
+		if provider.KindOf(err) != provider.Unavailable || !strings.Contains(err.Error(), "has not answered since") || !strings.Contains(err.Error(), "connection refused") {
+			t.Errorf("got %v", err)
+		}
+	})
+}

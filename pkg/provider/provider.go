@@ -43,6 +43,14 @@ type Watcher interface {
 	Watch(ctx context.Context, parameters map[string]string, changed func()) error
 }
 
+// Located is a Provider whose store is somewhere else. Store names what is asked for
+// a class with these parameters, such as a server's address: what has one name
+// is throttled, or away, together. It returns false for parameters that no store
+// would be asked with.
+type Located interface {
+	Store(parameters map[string]string) (name string, ok bool)
+}
+
 // IdentityWatcher is a Watcher that needs to prove who asks. request returns what a
 // volume asks for, with the tokens that are valid when it is called; WatchAs calls
 // changed as Watch does, for what that names and may be seen by that identity.
@@ -100,6 +108,8 @@ type Request struct {
 	// TargetPath is where the pod's volume is published. It is passed on to
 	// external providers; nothing may be written there.
 	TargetPath string
+	// Urgent says that a pod waits to start, or loses soon what it has.
+	Urgent bool
 	// Since is from when on an answer may be, which another volume of the same
 	// identity got (see Sharer).
 	Since time.Time

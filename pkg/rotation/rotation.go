@@ -250,6 +250,10 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, si
 		if interval := s.intervalOf(done.Interval); interval > 0 {
 			wait = min(wait, max(interval, firstRetry))
 		}
+		var refusal *provider.Error
+		if errors.As(err, &refusal) {
+			wait = max(wait, refusal.RetryAfter) // what the store asked for
+		}
 		if left := time.Until(done.ValidUntil); left > 0 {
 			wait = min(wait, max(left/4, lastChance)) // what ends soon is asked for more often
 		}

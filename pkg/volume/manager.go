@@ -348,6 +348,9 @@ func (m *Manager) fill(ctx context.Context, t *tree, v *volume) (changed bool, e
 // another: replicas start together.
 const startWindow = 2 * time.Second
 
+// urgentBefore is how long before its files end a refresh is as urgent as a start.
+const urgentBefore = time.Minute
+
 // fetched is a set of files that fits its volume.
 type fetched struct {
 	result provider.Result
@@ -377,6 +380,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree) (fetched, error
 	v.Provider = c.Spec.Provider
 	now := time.Now()
 	req, key := v.request(c), keptKey{v.VolumeID, v.TargetPath, c.Spec.Provider}
+	req.Urgent = v.since.IsZero() || !v.ValidUntil.IsZero() && v.ValidUntil.Sub(now) < urgentBefore
 	if req.Since = v.since; req.Since.IsZero() {
 		req.Since = now.Add(-startWindow)
 	}

@@ -27,7 +27,8 @@ type store struct {
 	files      map[string]string
 	parameters map[string]string
 	err        error
-	unmodified bool // a refresh is answered with "not modified"
+	valid      time.Duration // how long what a fetch brings is valid; 0 for no bound
+	unmodified bool          // a refresh is answered with "not modified"
 	requests   []provider.Request
 	fetched    func(req provider.Request) error   // where not nil, called by each fetch
 	release    func(provider, state string) error // where not nil, called by Release
@@ -83,7 +84,11 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 	if s.unmodified && req.Current != nil {
 		return provider.Result{NotModified: true}, nil
 	}
-	return provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}, s.err
+	result := provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}
+	if s.valid > 0 {
+		result.ValidUntil = time.Now().Add(s.valid)
+	}
+	return result, s.err
 }
 
 func (s *store) Release(_ context.Context, name string, state secret.Value) error {
@@ -293,6 +298,28 @@ func TestAProviderSeesWhatTheClassHasMounted(t *testing.T) {
 	refresh("the class that failed", "nothing", true)
 	f.restart(t)
 	refresh("after a restart", all, false)
+}
+
+func TestWhatIsUrgent(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	var urgent []bool
+	f.fetched = func(req provider.Request) error {
+		urgent = append(urgent, req.Urgent)
+		return nil
+	}
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	for _, valid := range []time.Duration{time.Hour, time.Second, 0} {
+		f.valid = valid
+		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := fmt.Sprint(urgent); got != "[true false false true]" {
+		t.Errorf("a start, a refresh, one of what is valid for long, one of what ends: urgent are %s", got)
+	}
 }
 
 func TestARestartedDriverFindsItsVolumes(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -246,23 +247,30 @@ func TestASecretOfTheClusterIsReadAsThePod(t *testing.T) {
 	n.kubectl("create", "secret", "generic", "db", "--from-literal=password=first", "--from-literal=user=app")
 	n.kubectl("create", "secret", "generic", "other", "--from-literal=password=canary")
 	n.kubectl("create", "configmap", "settings", "--from-literal=level=info")
-	n.kubectl("create", "role", "reader", "--verb=get", "--resource=secrets,configmaps", "--resource-name=db", "--resource-name=settings")
+	n.kubectl("create", "role", "reader", "--verb=get,watch", "--resource=secrets,configmaps", "--resource-name=db", "--resource-name=settings")
 	n.kubectl("create", "rolebinding", "reader", "--role=reader", "--serviceaccount="+n.name+":default")
 	n.classOf("db", "kubernetes", map[string]string{"objects": "- {objectName: db, key: password, filePermission: \"0400\"}\n- {objectName: settings, objectType: configmap, objectAlias: conf}"})
+	n.classOf("watched", "kubernetes", map[string]string{"rotationInterval": "never", "objects": "- {objectName: db, key: password}"})
 	n.classOf("other", "kubernetes", map[string]string{"objects": "- objectName: other"})
-	n.pod("web", template(idle, "db"))
+	n.pod("web", template(idle, "db", "watched"))
 	n.pod("greedy", template(idle, "other"))
 	n.ready("pod/web")
 	if got := n.cat("web", "/mnt/db/password") + "|" + n.cat("web", "/mnt/db/conf/level"); got != "first|info" {
 		t.Errorf("the pod reads %q", got)
 	}
-	n.kubectl("patch", "secret", "db", "-p", `{"stringData":{"password":"second"}}`)
-	eventually(t, func() error {
-		if got := n.cat("web", "/mnt/db/password"); got != "second" {
-			return fmt.Errorf("the pod reads %q", got)
+	for _, value := range []string{"second", "third"} {
+		n.kubectl("patch", "secret", "db", "-p", `{"stringData":{"password":"`+value+`"}}`)
+		began := time.Now()
+		for _, path := range []string{"/mnt/watched/password", "/mnt/db/password"} { // the first is never refreshed by itself
+			eventually(t, func() error {
+				if got := n.cat("web", path); got != value {
+					return fmt.Errorf("the pod reads %q in %s", got, path)
+				}
+				return nil
+			})
+			t.Logf("%s: %q after %v, as kubectl exec sees it", path, value, time.Since(began).Round(10*time.Millisecond))
 		}
-		return nil
-	})
+	}
 	eventually(t, func() error {
 		events := n.events("greedy")
 		for _, words := range []string{"PermissionDenied", "the service account " + n.name + "/default may not", `give it a Role with the verb get on secrets "other"`} {

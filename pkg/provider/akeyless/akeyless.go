@@ -29,7 +29,15 @@ var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
 	_ provider.Releaser  = (*Provider)(nil)
+	_ provider.Located   = (*Provider)(nil)
 )
+
+// Store names the gateway's address.
+func (p *Provider) Store(parameters map[string]string) (string, bool) {
+	reader := provider.NewParams(parameters)
+	d := decode(reader)
+	return d.access.Gateway, reader.Err() == nil
+}
 
 // New returns a Provider, which has no identity of its own.
 func New() *Provider { return &Provider{key: []byte(rand.Text())} }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
@@ -61,6 +62,7 @@ var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
 	_ provider.Sharer    = (*Provider)(nil)
+	_ provider.Located   = (*Provider)(nil)
 )
 
 // New returns a Provider, or what is wrong with its configuration.
@@ -130,6 +132,13 @@ func (p *Provider) understand(ctx context.Context, req provider.Request) (c *cla
 		pod, err = identify(ctx, c, req)
 	}
 	return c, pod, err
+}
+
+// Store names the region.
+func (p *Provider) Store(parameters map[string]string) (string, bool) {
+	reader := provider.NewParams(parameters)
+	c := decode(reader, p.config.Region)
+	return strings.Join(c.regions, " "), reader.Err() == nil
 }
 
 // Identity returns the key of the pod's sessions.

@@ -18,6 +18,7 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/log"
 
@@ -57,6 +58,7 @@ var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
 	_ provider.Sharer    = (*Provider)(nil)
+	_ provider.Located   = (*Provider)(nil)
 )
 
 // New returns a Provider. The SDK's log, which is of the process and shows the
@@ -129,6 +131,13 @@ func (p *Provider) understand(ctx context.Context, req provider.Request) (*class
 	}
 	who, err := p.identity(ctx, c, req)
 	return c, who, err
+}
+
+// Store names the key vault, which has its own limits.
+func (p *Provider) Store(parameters map[string]string) (string, bool) {
+	reader := provider.NewParams(parameters)
+	decode(reader)
+	return strings.ToLower(parameters[cloudKey] + " " + strings.TrimSpace(parameters[vaultKey])), reader.Err() == nil
 }
 
 // Identity returns the key of the identity's token.

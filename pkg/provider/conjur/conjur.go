@@ -34,6 +34,7 @@ type Provider struct {
 var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
+	_ provider.Located   = (*Provider)(nil)
 )
 
 // New returns a Provider.
@@ -44,6 +45,13 @@ func (p *Provider) Validate(parameters map[string]string) []provider.Problem {
 	reader := provider.NewParams(parameters)
 	decode(reader)
 	return reader.Problems()
+}
+
+// Store names the server's address.
+func (p *Provider) Store(parameters map[string]string) (string, bool) {
+	reader := provider.NewParams(parameters)
+	c := decode(reader)
+	return c.address, reader.Err() == nil
 }
 
 // Fetch reads each variable that the class, or the pod's annotation, names once.

@@ -36,6 +36,7 @@ var (
 	_ provider.Provider  = (*Provider)(nil)
 	_ provider.Validator = (*Provider)(nil)
 	_ provider.Sharer    = (*Provider)(nil)
+	_ provider.Located   = (*Provider)(nil)
 )
 
 // New returns a Provider, or an error that says what is wrong with config.
@@ -78,6 +79,13 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Re
 		}
 		p.sessions.Forget(who.key, token.Equal)
 	}
+}
+
+// Store names Google's services, which have quotas together.
+func (p *Provider) Store(parameters map[string]string) (string, bool) {
+	reader := provider.NewParams(parameters)
+	decode(reader)
+	return googleAPIs, reader.Err() == nil
 }
 
 // Identity returns the key of the pod's access token.

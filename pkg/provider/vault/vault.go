@@ -64,6 +64,7 @@ var (
 	_ provider.Validator = (*Provider)(nil)
 	_ provider.Releaser  = (*Provider)(nil)
 	_ provider.Sharer    = (*Provider)(nil)
+	_ provider.Located   = (*Provider)(nil)
 )
 
 // New returns a Provider for classes of a flavour.
@@ -106,6 +107,13 @@ func (v *Provider) Fetch(ctx context.Context, req provider.Request) (provider.Re
 		return provider.Result{}, err
 	}
 	return f.run(ctx)
+}
+
+// Store names the server's address.
+func (v *Provider) Store(parameters map[string]string) (string, bool) {
+	reader := provider.NewParams(parameters)
+	d := v.decode(reader)
+	return d.conn.Address, reader.Err() == nil
 }
 
 // Identity returns the key of the session that the volume's requests are made with,
