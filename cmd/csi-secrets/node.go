@@ -213,7 +213,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if err := volumes.Recover(ctx); err != nil {
 		logger.Error(err, "Some volumes of an earlier driver could not be recovered")
 	}
-	counted := metrics.New(func() metrics.Node { return told(volumes, schedule) })
+	counted := metrics.New(func() metrics.Node { return told(volumes, schedule, fetcher) })
 	schedule.Recorder, fetcher.Recorder = counted, counted
 	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes, Recorder: counted})
 	if err != nil {
@@ -284,8 +284,12 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	return group.Wait()
 }
 
-// told returns what metrics tell of the volumes.
-func told(volumes *volume.Manager, schedule *rotation.Scheduler) metrics.Node {
+// told returns what metrics tell of the volumes and their stores.
+func told(volumes *volume.Manager, schedule *rotation.Scheduler, fetcher *fetch.Fetcher) metrics.Node {
+	var stores []metrics.Store
+	for _, s := range fetcher.Stores() {
+		stores = append(stores, metrics.Store(s))
+	}
 	list := volumes.List()
 	all := make([]metrics.Volume, len(list))
 	for i, v := range list {
@@ -295,7 +299,7 @@ func told(volumes *volume.Manager, schedule *rotation.Scheduler) metrics.Node {
 			all[i].ErrorType = provider.KindOf(v.LastError).String()
 		}
 	}
-	return metrics.Node{Volumes: all, Releasing: volumes.Releasing()}
+	return metrics.Node{Stores: stores, Volumes: all, Releasing: volumes.Releasing()}
 }
 
 // surroundings is what a driver has around it: a cluster, or a folder.

@@ -19,10 +19,11 @@ import (
 // a publish, so that kubelet gets to hear which store did not answer.
 const DefaultTimeout = 110 * time.Second
 
-// Recorder counts answers of providers. An errorType is empty for one that
-// brought files.
+// Recorder counts answers of providers, and volumes that shared one. An errorType
+// is empty for an answer that brought files.
 type Recorder interface {
 	Fetched(provider, errorType string, took time.Duration)
+	Shared(provider string)
 }
 
 // Fetcher fetches sets of files from providers. It is safe for concurrent use.
@@ -121,7 +122,7 @@ func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, 
 			return result, err
 		}
 		class := req.Pod.Namespace + "/" + req.Attributes[classAttribute]
-		err = f.governor.do(ctx, work{store: name + " " + store, class: class, urgent: req.Urgent}, once)
+		err = f.governor.do(ctx, work{store: name + storeSeparator + store, class: class, urgent: req.Urgent}, once)
 		return result, err
 	}
 	sharer, ok := p.(provider.Sharer)
@@ -136,12 +137,30 @@ func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, 
 	if err != nil || !ok {
 		return ask(ctx) // it tells what is wrong
 	}
-	return f.shares.get(ctx, shareKey(name, identity, req), req.Since, func(ctx context.Context) (provider.Result, error) {
+	result, joined, err := f.shares.get(ctx, shareKey(name, identity, req), req.Since, func(ctx context.Context) (provider.Result, error) {
 		ctx, cancel := context.WithTimeout(ctx, f.timeout)
 		defer cancel()
 		return ask(ctx)
 	})
+	if joined && err == nil && f.Recorder != nil {
+		f.Recorder.Shared(name)
+	}
+	return result, err
 }
+
+// storeSeparator stands between a provider's name and that of its store.
+const storeSeparator = " "
+
+// Store is a store that makes fetches wait.
+type Store struct {
+	Provider, Name string
+	Waiting        int           // fetches
+	Paused         time.Duration // that it is left alone still, as it throttles
+	Silent         time.Duration // that it has not answered
+}
+
+// Stores returns those that make fetches wait.
+func (f *Fetcher) Stores() []Store { return f.governor.waiting(time.Now()) }
 
 // named says of which provider err speaks, where it does not.
 func named(name string, err error) error {

@@ -132,7 +132,12 @@ func TestAProviderThatPanicsEndsItsOwnCallOnly(t *testing.T) {
 	}
 }
 
-type recorded struct{ types []string }
+type recorded struct {
+	types  []string
+	shared int
+}
+
+func (r *recorded) Shared(string) { r.shared++ }
 
 func (r *recorded) Fetched(_, errorType string, _ time.Duration) {
 	r.types = append(r.types, errorType)
@@ -238,6 +243,9 @@ func TestAStoreThatThrottlesIsAskedAgainForAPodThatStarts(t *testing.T) {
 		if provider.KindOf(err) != provider.Throttled || asked != 1 || strings.Contains(err.Error(), "of another") || !strings.Contains(err.Error(), `store "store there"`) {
 			t.Errorf("while it is to be left alone: got %v after %d asks", err, asked)
 		}
+		if got := fmt.Sprint(f.Stores()); got != "[{store there 0 10s 0s}]" {
+			t.Errorf("told is %s", got)
+		}
 		began := time.Now()
 		if _, err := f.Fetch(t.Context(), "store", urgent); err != nil || asked != 3 || time.Since(began) < 20*time.Second {
 			t.Errorf("a pod that starts: got %v after %d asks and %v", err, asked, time.Since(began))
@@ -257,6 +265,10 @@ func TestAMistakeInAClassAsksNoStore(t *testing.T) {
 		var err error
 		for range 20 {
 			_, err = f.Fetch(t.Context(), "store", provider.Request{})
+		}
+		time.Sleep(time.Second)
+		if told := f.Stores(); len(told) != 1 || told[0].Silent != time.Second || told[0].Name != "there" {
+			t.Errorf("told is %v", told)
 		}
 		if provider.KindOf(err) != provider.Unavailable || !strings.Contains(err.Error(), "has not answered since") || !strings.Contains(err.Error(), "connection refused") {
 			t.Errorf("got %v", err)

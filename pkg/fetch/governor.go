@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -187,6 +189,27 @@ func (g *governor) store(name string, now time.Time) *store {
 	})
 	g.stores[name] = s
 	return s
+}
+
+// waiting returns the stores that make asks wait.
+func (g *governor) waiting(now time.Time) (all []Store) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(g.stores)) {
+		s := g.stores[name]
+		of := Store{Paused: max(0, s.paused.Sub(now))}
+		of.Provider, of.Name, _ = strings.Cut(name, storeSeparator)
+		for _, line := range slices.Concat(s.urgent, s.calm) {
+			of.Waiting += len(line.turns)
+		}
+		if s.open() {
+			of.Silent = now.Sub(s.silent)
+		}
+		if of.Waiting > 0 || of.Paused > 0 || of.Silent > 0 {
+			all = append(all, of)
+		}
+	}
+	return all
 }
 
 // store is what is known of one store. It is guarded by governor.mu.

@@ -53,11 +53,13 @@ type share struct {
 
 // get returns the answer of key that was asked for at since or later, or asks.
 // Whoever is first asks for all; the ask ends early only when nobody waits for it
-// any more. Each caller gets contents of its own.
-func (s *shares) get(ctx context.Context, key string, since time.Time, ask func(ctx context.Context) (provider.Result, error)) (provider.Result, error) {
+// any more. Each caller gets contents of its own. joined says that somebody else
+// had asked.
+func (s *shares) get(ctx context.Context, key string, since time.Time, ask func(ctx context.Context) (provider.Result, error)) (result provider.Result, joined bool, err error) {
 	s.mu.Lock()
 	e := s.all[key]
-	if e == nil || e.began.Before(since) {
+	joined = e != nil && !e.began.Before(since)
+	if !joined {
 		if e != nil {
 			s.unlist(key, e)
 		}
@@ -73,7 +75,6 @@ func (s *shares) get(ctx context.Context, key string, since time.Time, ask func(
 	e.users++
 	s.mu.Unlock()
 
-	var err error
 	select {
 	case <-e.done:
 	case <-ctx.Done():
@@ -81,13 +82,12 @@ func (s *shares) get(ctx context.Context, key string, since time.Time, ask func(
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var result provider.Result
 	if err == nil {
 		result, err = clone(e.result), e.err
 	}
 	e.users--
 	s.tidy(key, e)
-	return result, err
+	return result, joined, err
 }
 
 func (s *shares) run(ctx context.Context, key string, e *share, ask func(ctx context.Context) (provider.Result, error)) {

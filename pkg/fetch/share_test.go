@@ -25,7 +25,12 @@ type sharing struct {
 	err   error
 	alone bool // answers are the volume's own
 	given []secret.Value
+
+	recorded atomic.Int32 // volumes that shared
 }
+
+func (s *sharing) Fetched(string, string, time.Duration) {}
+func (s *sharing) Shared(string)                         { s.recorded.Add(1) }
 
 // counts returns how many asks there were, and how many ended early.
 func (s *sharing) counts() (asked, ended int) {
@@ -74,6 +79,7 @@ func shared(t *testing.T, body func(s *sharing, fetch func(req provider.Request)
 	synctest.Test(t, func(t *testing.T) {
 		s := &sharing{}
 		f := New(provider.NewRegistry(map[string]provider.Provider{"store": s}, nil), 0)
+		f.Recorder = s
 		body(s, func(req provider.Request) string {
 			r, err := f.Fetch(t.Context(), "store", req)
 			defer r.Clear()
@@ -109,6 +115,9 @@ func TestVolumesOfOneIdentityShareAnAnswer(t *testing.T) {
 			})
 		}
 		all.Wait()
+		if s.recorded.Load() != 99 {
+			t.Errorf("%d volumes shared the answer", s.recorded.Load())
+		}
 		began := time.Now().Add(-time.Second)
 		late := request("web", "x")
 		if late.Since = began; fetch(late) != "1 for web of x" {

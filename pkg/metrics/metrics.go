@@ -32,6 +32,9 @@ const (
 // other side of the world, may take.
 var fromMilliseconds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120}
 
+// ofStore are the labels of what is told of a store.
+var ofStore = []string{"provider", "store"}
+
 // ofVolume are the labels of what is told of every volume.
 var ofVolume = []string{"namespace", "pod", "secret_provider_class", "provider"}
 
@@ -44,6 +47,10 @@ var (
 	refreshErrors   = definition{name: "rotation_reconcile_error_total", kind: counter, labels: []string{"provider", "error_type", "rotated"}, upstream: true, help: "Failed refreshes of a volume, which keeps its files."}
 	refreshDuration = definition{name: "rotation_reconcile_duration_sec", kind: histogram, buckets: fromMilliseconds, upstream: true, help: "How long a refresh of a volume took, in seconds."}
 	fetchDuration   = definition{name: "csi_secrets_provider_request_duration_seconds", kind: histogram, labels: []string{"provider", "error_type"}, buckets: fromMilliseconds, help: "How long a provider took to answer for one volume, in seconds. The error_type is empty where it brought the files."}
+	sharedAnswers   = definition{name: "csi_secrets_provider_shared_total", kind: counter, labels: []string{"provider"}, help: "Volumes that were answered by what a provider had brought for another of the same class and identity."}
+	storeWaiting    = definition{name: "csi_secrets_store_waiting", kind: gauge, labels: ofStore, help: "Fetches that wait for their turn at a store. It is missing where none does."}
+	storePaused     = definition{name: "csi_secrets_store_paused_seconds", kind: gauge, labels: ofStore, help: "How long a store that throttles is left alone still, in seconds. It is missing where it is not."}
+	storeSilent     = definition{name: "csi_secrets_store_silent_seconds", kind: gauge, labels: ofStore, help: "How long a store has not answered, in seconds, while it is asked by one fetch at a time. It is missing where it answers."}
 	healthy         = definition{name: "csi_secrets_provider_healthy", kind: gauge, labels: []string{"provider"}, help: "1 where an external provider answered the last health check, 0 where it did not. It takes --provider-health-check."}
 	volumes         = definition{name: "csi_secrets_volumes", kind: gauge, help: "Volumes that are published on the node."}
 	age             = definition{name: "csi_secrets_volume_age_seconds", kind: gauge, labels: ofVolume, help: "How long ago the files that a pod has mounted were last known to be current, in seconds."}
@@ -56,7 +63,7 @@ var (
 // definitions are all metrics, in the order of the manual.
 var definitions = []definition{
 	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, refreshDuration,
-	fetchDuration, healthy, volumes, age, untilRefresh, valid, failing, releasing,
+	fetchDuration, sharedAnswers, storeWaiting, storePaused, storeSilent, healthy, volumes, age, untilRefresh, valid, failing, releasing,
 }
 
 func (d definition) constant() prometheus.Labels {
@@ -91,8 +98,19 @@ type Volume struct {
 	ErrorType string
 }
 
+// Store is what is told of a store that makes fetches wait.
+type Store struct {
+	Provider, Name string
+	// Waiting is how many fetches wait for their turn.
+	Waiting int
+	// Paused is for how long it is left alone still, and Silent for how long it has
+	// not answered; zero where it is not so.
+	Paused, Silent time.Duration
+}
+
 // Node is what is told of the volumes of a node.
 type Node struct {
+	Stores  []Store  // that make fetches wait
 	Volumes []Volume // that are published
 	// Releasing is how many that are gone have leases still.
 	Releasing int
@@ -102,9 +120,9 @@ type Node struct {
 type Metrics struct {
 	registry *prometheus.Registry
 
-	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors *prometheus.CounterVec
-	refreshDuration, fetchDuration                                                   *prometheus.HistogramVec
-	healthy                                                                          *prometheus.GaugeVec
+	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, shared *prometheus.CounterVec
+	refreshDuration, fetchDuration                                                           *prometheus.HistogramVec
+	healthy                                                                                  *prometheus.GaugeVec
 
 	mu      sync.Mutex
 	answers map[string]bool // by provider
@@ -117,13 +135,13 @@ func New(tell func() Node) *Metrics {
 		registry:  prometheus.NewRegistry(),
 		published: published.counters(), publishErrors: publishErrors.counters(),
 		unpublished: unpublished.counters(), unpublishErrors: unpublishErrors.counters(),
-		refreshed: refreshed.counters(), refreshErrors: refreshErrors.counters(),
+		refreshed: refreshed.counters(), refreshErrors: refreshErrors.counters(), shared: sharedAnswers.counters(),
 		refreshDuration: refreshDuration.histograms(), fetchDuration: fetchDuration.histograms(),
 		healthy: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: healthy.name, Help: healthy.help}, healthy.labels),
 		answers: map[string]bool{},
 	}
 	m.registry.MustRegister(
-		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.refreshDuration, m.fetchDuration, m.healthy,
+		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.shared, m.refreshDuration, m.fetchDuration, m.healthy,
 		volumeCollector(tell),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -179,6 +197,9 @@ func (m *Metrics) Fetched(provider, errorType string, took time.Duration) {
 	m.fetchDuration.WithLabelValues(provider, errorType).Observe(took.Seconds())
 }
 
+// Shared counts a volume that shared an answer.
+func (m *Metrics) Shared(provider string) { m.shared.WithLabelValues(provider).Inc() }
+
 // Checked notes whether an external provider answered a health check, and
 // returns whether that is new.
 func (m *Metrics) Checked(provider string, answers bool) (changed bool) {
@@ -204,11 +225,14 @@ var (
 	validDesc        = valid.desc()
 	failingDesc      = failing.desc()
 	releasingDesc    = releasing.desc()
+	storeWaitingDesc = storeWaiting.desc()
+	storePausedDesc  = storePaused.desc()
+	storeSilentDesc  = storeSilent.desc()
 )
 
 // Describe implements prometheus.Collector.
 func (volumeCollector) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{volumesDesc, ageDesc, untilRefreshDesc, validDesc, failingDesc, releasingDesc} {
+	for _, d := range []*prometheus.Desc{volumesDesc, ageDesc, untilRefreshDesc, validDesc, failingDesc, releasingDesc, storeWaitingDesc, storePausedDesc, storeSilentDesc} {
 		c <- d
 	}
 }
@@ -219,6 +243,13 @@ func (tell volumeCollector) Collect(c chan<- prometheus.Metric) {
 	node := tell()
 	c <- prometheus.MustNewConstMetric(volumesDesc, prometheus.GaugeValue, float64(len(node.Volumes)))
 	c <- prometheus.MustNewConstMetric(releasingDesc, prometheus.GaugeValue, float64(node.Releasing))
+	for _, s := range node.Stores {
+		for desc, value := range map[*prometheus.Desc]float64{storeWaitingDesc: float64(s.Waiting), storePausedDesc: s.Paused.Seconds(), storeSilentDesc: s.Silent.Seconds()} {
+			if value > 0 {
+				c <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, s.Provider, s.Name)
+			}
+		}
+	}
 	told := map[[4]string]bool{}
 	for _, v := range node.Volumes {
 		labels := [4]string{v.Namespace, v.Pod, v.Class, v.Provider}

@@ -31,7 +31,10 @@ func used() *Metrics {
 	m := New(func() Node {
 		fresh := Volume{Namespace: "shop", Pod: "web", Class: "db", Provider: "local", Refreshed: now.Add(-time.Hour), Due: now.Add(time.Hour), ValidUntil: now.Add(2 * time.Hour)}
 		stale := Volume{Namespace: "shop", Pod: "api", Class: "db", Provider: "local", Refreshed: now.Add(-48 * time.Hour), ErrorType: "denied"}
-		return Node{Volumes: []Volume{fresh, fresh, stale}, Releasing: 3}
+		return Node{
+			Volumes: []Volume{fresh, fresh, stale}, Releasing: 3,
+			Stores: []Store{{Provider: "vault", Name: "https://vault", Waiting: 7, Paused: 3 * time.Second}, {Provider: "aws", Name: "eu-west-1", Silent: time.Minute}},
+		}
 	})
 	m.Published("local", "")
 	m.Published("local", "")
@@ -44,6 +47,7 @@ func used() *Metrics {
 	m.Checked("vault", true)
 	m.Checked("aws", false)
 	m.Fetched("vault", "denied", 20*time.Millisecond)
+	m.Shared("vault")
 	return m
 }
 
@@ -61,6 +65,10 @@ func TestWhatIsCountedIsServed(t *testing.T) {
 		`rotation_reconcile_duration_sec_bucket{os_type="linux",le="0.05"} 2`,
 		`csi_secrets_provider_request_duration_seconds_bucket{error_type="denied",provider="vault",le="0.025"} 1`,
 		`csi_secrets_volumes 3`,
+		`csi_secrets_provider_shared_total{provider="vault"} 1`,
+		`csi_secrets_store_waiting{provider="vault",store="https://vault"} 7`,
+		`csi_secrets_store_paused_seconds{provider="vault",store="https://vault"} 3`,
+		`csi_secrets_store_silent_seconds{provider="aws",store="eu-west-1"} 60`,
 		`csi_secrets_provider_healthy{provider="vault"} 1`,
 		`csi_secrets_provider_healthy{provider="aws"} 0`,
 		`csi_secrets_volume_refresh_failing{error_type="denied",namespace="shop",pod="api",provider="local",secret_provider_class="db"} 1`,
@@ -80,6 +88,9 @@ func TestWhatIsCountedIsServed(t *testing.T) {
 		if _, err := fmt.Sscan(rest, &value); !found || err != nil || value < bounds[0] || value > bounds[1] {
 			t.Errorf("%s is %v (%v), want it within %v", name, value, found, bounds)
 		}
+	}
+	if strings.Contains(served, `store_silent_seconds{provider="vault"`) {
+		t.Error("a store that answers is told to be silent")
 	}
 	if strings.Contains(served, `next_refresh_seconds{namespace="shop",pod="api"`) {
 		t.Error("a refresh is told that is not planned")

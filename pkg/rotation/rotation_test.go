@@ -35,6 +35,7 @@ type world struct {
 	watches      int
 	tokens, lost map[string]bool   // by target
 	byAccount    map[string]func() // what tells of changes that an identity saw
+	last         map[string]int    // the number of the watch that set it
 }
 
 func (w *world) Get(context.Context, class.Ref) (*class.SecretProviderClass, error) {
@@ -317,15 +318,24 @@ func (s identityStore) WatchAs(ctx context.Context, request func() provider.Requ
 		return provider.ErrNoCredentials
 	}
 	account := strings.Trim(req.TargetPath, "/0123456789")
-	s.set(func() { s.byAccount[account] = changed })
+	mine := 0
+	s.set(func() {
+		s.watches++
+		mine = s.watches
+		s.byAccount[account], s.last[account] = changed, mine
+	})
 	<-ctx.Done()
-	s.set(func() { delete(s.byAccount, account) })
+	s.set(func() {
+		if s.last[account] == mine { // the next may have begun before this one ends
+			delete(s.byAccount, account)
+		}
+	})
 	return nil
 }
 
 func TestAnIdentitySeesItsOwnSourceChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{began: time.Now(), tokens: map[string]bool{"/web2": true}, lost: map[string]bool{"/web0": true}, byAccount: map[string]func(){}}
+		w := &world{began: time.Now(), tokens: map[string]bool{"/web2": true}, lost: map[string]bool{"/web0": true}, byAccount: map[string]func(){}, last: map[string]int{}}
 		s := New(w, func(string) (provider.Provider, error) { return identityStore{store{w}}, nil }, 0)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -337,7 +347,7 @@ func TestAnIdentitySeesItsOwnSourceChange(t *testing.T) {
 			volumes[target] = v
 			s.Published(v)
 		}
-		time.Sleep(10 * time.Second)
+		time.Sleep(watchRetry + time.Second) // the first watch may have begun before the volume with tokens came
 		synctest.Wait()
 		accounts := func(want string) {
 			t.Helper()
