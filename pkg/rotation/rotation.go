@@ -22,9 +22,11 @@ import (
 const (
 	// workers is how many volumes are refreshed at the same time.
 	workers = 8
-	// firstRetry is the wait after a first failure; it doubles with each
-	// further one, up to the interval.
+	// firstRetry is the wait after a first failure; it doubles with each further
+	// one, up to lastRetry or the interval. A store that is away is spared above:
+	// most of these retries ask nobody.
 	firstRetry = 5 * time.Second
+	lastRetry  = 45 * time.Second
 	// lastChance is the least wait after a failure before files that end soon are
 	// fetched again.
 	lastChance = time.Second
@@ -246,7 +248,7 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, si
 		e.failures = 0
 		s.schedule(e, s.next(e, done.Interval, done.ValidUntil, done.RefreshAt))
 	default:
-		wait := firstRetry << min(e.failures, 10)
+		wait := min(firstRetry<<min(e.failures, 10), lastRetry)
 		if interval := s.intervalOf(done.Interval); interval > 0 {
 			wait = min(wait, max(interval, firstRetry))
 		}

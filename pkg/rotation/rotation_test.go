@@ -291,7 +291,7 @@ func TestAFailureIsTriedAgainSoonAndThenLessOften(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		times := w.times()
-		for i, want := range []time.Duration{5, 10, 20, 40, 60, 60} {
+		for i, want := range []time.Duration{5, 10, 20, 40, 45, 45} {
 			gap := times[i+1] - times[i]
 			if want *= time.Second; gap < want*9/10 || gap > want*11/10 {
 				t.Errorf("retry %d after %v, want about %v", i+1, gap, want)

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/csi-secrets/csi-secrets/internal/standalone"
 )
 
 // limiter is a server that passes so many requests a second on, and answers 429
@@ -28,6 +30,7 @@ type limiter struct {
 	passed, refused int
 	paused          time.Time // until when it asked to be left alone
 	early           int       // requests that came half a pause before its end
+	down            bool      // no request is answered
 }
 
 func limit(t testing.TB, w *world, rate int) *limiter {
@@ -42,6 +45,15 @@ func limit(t testing.TB, w *world, rate int) *limiter {
 	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, MaxIdleConnsPerHost: 64}
 	l := &limiter{rate: rate, tokens: float64(rate), last: time.Now()}
 	l.Server = httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		l.mu.Lock()
+		down := l.down
+		if down {
+			l.refused++
+		}
+		l.mu.Unlock()
+		if down {
+			panic(http.ErrAbortHandler)
+		}
 		if !l.allow() {
 			rw.Header().Set("Retry-After", "1")
 			rw.WriteHeader(http.StatusTooManyRequests)
@@ -127,4 +139,75 @@ func TestPodsThatStartAtOnceGetByAStoreThatThrottles(t *testing.T) {
 	if server.early > server.passed/4 { // fetches that were under way go on
 		t.Errorf("of %d requests, %d came while the store was to be left alone", server.passed, server.early)
 	}
+}
+
+// A store that is away for a while under many volumes, and then comes back: no
+// file changes, it is asked little, and all volumes are fresh again soon.
+func TestAStoreThatComesBackIsNotOverrun(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.Policy("app", readAll), w.EnableKV2("secret"))
+	put(t, w, "secret/data/a", map[string]any{"data": map[string]any{"v": "before"}})
+	server := limit(t, w, 1000)
+	w.start(t)
+	down, interval := outage(t), "5s"
+	if down > time.Minute {
+		interval = "2m" // the default
+	}
+	w.node.AddClass(t, "kv", "vault", map[string]string{
+		"roleName": "app", "vaultAddress": server.URL, "vaultSkipTLSVerify": "true", "rotationInterval": interval,
+		"objects": "- {objectName: a, secretPath: secret/data/a, secretKey: v}",
+	})
+	const count = 200
+	var volumes []standalone.Volume
+	for i := range count {
+		v := w.volume(t, fmt.Sprint("kv-", i), "kv")
+		w.publish(t, v)
+		volumes = append(volumes, v)
+	}
+	put(t, w, "secret/data/a", map[string]any{"data": map[string]any{"v": "after"}})
+	server.mu.Lock()
+	server.down, server.refused = true, 0
+	server.mu.Unlock()
+	time.Sleep(down)
+	server.mu.Lock()
+	asked := server.refused
+	server.mu.Unlock()
+	for _, v := range volumes {
+		// A refresh may have been on its way when the store went.
+		if value := w.files(t, v)["a"]; value != "before" && value != "after" {
+			t.Errorf("while the store is away a volume has %q", value)
+		}
+	}
+	server.mu.Lock()
+	server.down, server.passed = false, 0
+	server.mu.Unlock()
+	back := time.Now()
+	for _, v := range volumes {
+		for w.files(t, v)["a"] != "after" {
+			if time.Since(back) > 2*time.Minute {
+				t.Fatal("a volume is not fresh two minutes after the store came back")
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	took := time.Since(back)
+	server.mu.Lock()
+	defer server.mu.Unlock()
+	t.Logf("%d volumes: %d requests in %v without a store; all fresh %v after it came back, by %d requests", count, asked, down, took.Round(10*time.Millisecond), server.passed)
+	if asked > int(down/time.Second)+count/2 { // each volume alone would have asked several times
+		t.Errorf("a store that is away was asked %d times in %v", asked, down)
+	}
+}
+
+// outage is how long the store is away: CSI_SECRETS_OUTAGE says more.
+func outage(t *testing.T) time.Duration {
+	text := os.Getenv("CSI_SECRETS_OUTAGE")
+	if text == "" {
+		return 30 * time.Second
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
