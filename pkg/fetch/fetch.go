@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,10 +103,12 @@ const classAttribute = "secretProviderClass"
 // answer asks the provider, or shares the answer to another volume.
 func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, req provider.Request) (provider.Result, error) {
 	ask := func(ctx context.Context) (result provider.Result, err error) {
+		req, forget := remembering(req)
+		defer forget()
 		once := func(ctx context.Context) error {
 			began := time.Now()
 			err := provider.Guarded(func() (err error) {
-				result, err = p.Fetch(ctx, req)
+				result, err = p.Fetch(ctx, *req)
 				return err
 			})
 			f.record(name, err, time.Since(began))
@@ -146,6 +149,25 @@ func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, 
 		f.Recorder.Shared(name)
 	}
 	return result, err
+}
+
+// remembering returns req such that an attempt which follows another has the state
+// that this one kept: else what was made by then would be lost.
+func remembering(req provider.Request) (_ *provider.Request, forget func()) {
+	var kept secret.Value
+	if keep := req.Keep; keep != nil {
+		state := &req.State
+		req.Keep = func(next secret.Value) error {
+			if err := keep(next); err != nil {
+				return err
+			}
+			kept.Clear()
+			kept = secret.New(slices.Clone(next.Reveal()))
+			*state = kept
+			return nil
+		}
+	}
+	return &req, func() { kept.Clear() }
 }
 
 // storeSeparator stands between a provider's name and that of its store.

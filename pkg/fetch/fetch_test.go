@@ -275,3 +275,38 @@ func TestAMistakeInAClassAsksNoStore(t *testing.T) {
 		}
 	})
 }
+
+func TestAnAttemptHasTheStateThatTheLastOneKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen []string
+		f := New(provider.NewRegistry(map[string]provider.Provider{"store": keeping{&seen}}, nil), 0)
+		stored := ""
+		req := provider.Request{Urgent: true, State: secret.FromString("0"), Keep: func(state secret.Value) error {
+			stored = string(state.Reveal())
+			return nil
+		}}
+		if _, err := f.Fetch(t.Context(), "store", req); err != nil || fmt.Sprint(seen) != "[0 01 012]" || stored != "0123" {
+			t.Errorf("the attempts had %q, stored is %q, %v", seen, stored, err)
+		}
+	})
+}
+
+// keeping is a provider that adds to its state at each attempt, and is throttled
+// twice.
+type keeping struct{ seen *[]string }
+
+func (keeping) Store(map[string]string) (string, bool) { return "there", true }
+
+func (k keeping) Fetch(_ context.Context, req provider.Request) (provider.Result, error) {
+	state := string(req.State.Reveal())
+	*k.seen = append(*k.seen, state)
+	next := secret.FromString(fmt.Sprint(state, len(*k.seen)))
+	defer next.Clear()
+	if err := req.Keep(next); err != nil {
+		return provider.Result{}, err
+	}
+	if len(*k.seen) < 3 {
+		return provider.Result{}, &provider.Error{Kind: provider.Throttled, Err: errors.New("patience")}
+	}
+	return provider.Result{}, nil
+}
