@@ -114,14 +114,12 @@ func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, 
 			f.record(name, err, time.Since(began))
 			return err
 		}
-		located, ok := p.(provider.Located)
-		if !ok {
-			err = once(ctx)
-			return result, err
+		store, governed := "", false
+		if located, ok := p.(provider.Located); ok {
+			store, governed = located.Store(req.Parameters)
 		}
-		store, ok := located.Store(req.Parameters)
-		if !ok {
-			err = once(ctx) // it tells what is wrong
+		if !governed {
+			err = once(ctx)
 			return result, err
 		}
 		class := req.Pod.Namespace + "/" + req.Attributes[classAttribute]

@@ -137,7 +137,7 @@ func (s *Scheduler) Published(v volume.Info) {
 			}
 		}
 		g.volumes++
-		s.watch(watched{groupKey: groupKey{class: e.class}})
+		s.watch(ofClass(e.class))
 		s.watch(watched{e.key, true})
 		s.schedule(e, s.next(e, v.Interval, v.ValidUntil, v.RefreshAt))
 	}
@@ -171,7 +171,7 @@ func (s *Scheduler) Unpublished(v volume.Info) {
 	delete(s.classOf[e.class], e.target)
 	if len(s.classOf[e.class]) == 0 {
 		delete(s.classOf, e.class)
-		s.unwatch(watched{groupKey: groupKey{class: e.class}})
+		s.unwatch(ofClass(e.class))
 	}
 }
 
@@ -365,7 +365,7 @@ func (s *Scheduler) watchClasses(ctx context.Context) {
 			s.mu.Lock()
 			s.watchClass(ref) // its provider and parameters may be others now
 			s.mu.Unlock()
-			s.due(watched{groupKey: groupKey{class: ref}}, 0)
+			s.due(ofClass(ref), 0)
 		})
 		if err != nil {
 			klog.FromContext(ctx).Error(err, "Cannot watch the classes; changes are found at the next interval")

@@ -20,12 +20,15 @@ type watched struct {
 	byIdentity bool
 }
 
+// ofClass is the source of a class for whoever looks at it.
+func ofClass(ref class.Ref) watched { return watched{groupKey: groupKey{class: ref}} }
+
 // watchClass begins to watch all that concerns a class anew, if it has volumes.
 // Callers hold s.mu.
 func (s *Scheduler) watchClass(ref class.Ref) {
 	keys := map[watched]bool{}
 	for _, e := range s.classOf[ref] {
-		keys[watched{groupKey: groupKey{class: ref}}], keys[watched{e.key, true}] = true, true
+		keys[ofClass(ref)], keys[watched{e.key, true}] = true, true
 	}
 	for key := range keys {
 		s.unwatch(key)

@@ -177,7 +177,7 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 			err = errors.Join(err, m.kept.release(v.VolumeID, v.TargetPath, ""))
 		}
 	}()
-	got, err := m.fetch(ctx, v, nil)
+	got, err := m.fetch(ctx, v, nil, time.Time{})
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.fill(ctx, t, v)
+	_, err = m.fill(ctx, t, v, time.Time{})
 	switch {
 	case err == nil:
 		klog.FromContext(ctx).Info("Took over a mounted volume", "volume", v.VolumeID, "target", v.TargetPath)
@@ -263,12 +263,11 @@ func (m *Manager) Refresh(ctx context.Context, target string, since time.Time) (
 		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
 	}
 	next := *known
-	next.since = since
 	if next.waiting = known.blocked(); next.waiting {
 		m.replace(&next)
 		return Refreshed{Provider: known.Provider, Interval: known.Interval}, nil
 	}
-	changed, err := m.refresh(ctx, &next)
+	changed, err := m.refresh(ctx, &next, since)
 	if next.waiting = known.lost() && errors.Is(err, provider.ErrNoCredentials); next.waiting {
 		// The provider got along without credentials so far, and does not any more.
 		m.replace(&next)
@@ -297,13 +296,13 @@ func (m *Manager) Request(ctx context.Context, target string) (provider.Request,
 	return v.request(c), true
 }
 
-func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err error) {
+func (m *Manager) refresh(ctx context.Context, v *volume, since time.Time) (changed bool, err error) {
 	t, err := openTree(v.TargetPath)
 	if err != nil {
 		return false, err
 	}
 	defer t.close()
-	changed, err = m.fill(ctx, t, v)
+	changed, err = m.fill(ctx, t, v, since)
 	if err != nil {
 		return changed, err
 	}
@@ -313,10 +312,11 @@ func (m *Manager) refresh(ctx context.Context, v *volume) (changed bool, err err
 	return changed, m.records.save(v.record)
 }
 
-// fill fetches the files of v and writes them to its mounted tmpfs.
-func (m *Manager) fill(ctx context.Context, t *tree, v *volume) (changed bool, err error) {
+// fill fetches the files of v and writes them to its mounted tmpfs. since is as in
+// fetch.
+func (m *Manager) fill(ctx context.Context, t *tree, v *volume, since time.Time) (changed bool, err error) {
 	before := v.record
-	got, err := m.fetch(ctx, v, t)
+	got, err := m.fetch(ctx, v, t, since)
 	if err != nil {
 		return false, err
 	}
@@ -359,7 +359,9 @@ type fetched struct {
 
 // fetch brings the files of v: the one way that leads from a class to files.
 // It notes in v what it got. t is the tmpfs that v is mounted from, nil for none.
-func (m *Manager) fetch(ctx context.Context, v *volume, t *tree) (fetched, error) {
+// since is from when on an answer may be that a refresh shares; zero where a pod
+// waits.
+func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time) (fetched, error) {
 	c, err := m.classes.Get(ctx, v.Class)
 	if err != nil {
 		return fetched{}, err
@@ -380,8 +382,8 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree) (fetched, error
 	v.Provider = c.Spec.Provider
 	now := time.Now()
 	req, key := v.request(c), keptKey{v.VolumeID, v.TargetPath, c.Spec.Provider}
-	req.Urgent = v.since.IsZero() || !v.ValidUntil.IsZero() && v.ValidUntil.Sub(now) < urgentBefore
-	if req.Since = v.since; req.Since.IsZero() {
+	req.Urgent = since.IsZero() || !v.ValidUntil.IsZero() && v.ValidUntil.Sub(now) < urgentBefore
+	if req.Since = since; req.Since.IsZero() {
 		req.Since = now.Add(-startWindow)
 	}
 	if req.State, err = m.kept.get(key); err != nil {

@@ -117,9 +117,6 @@ type volume struct {
 	leased    bool
 	waiting   bool // for credentials
 	lastError error
-	// since is from when on an answer may be that a refresh shares; zero for that
-	// of a pod which starts.
-	since time.Time
 }
 
 func (v *volume) info() Info {

@@ -57,12 +57,7 @@ func (p *Provider) Fetch(ctx context.Context, req provider.Request) (_ provider.
 	if err != nil {
 		return provider.Result{}, err
 	}
-	var sources []source
-	for _, o := range d.objects {
-		if !slices.Contains(sources, o.source) {
-			sources = append(sources, o.source)
-		}
-	}
+	sources := d.sources()
 	found := make([]contents, len(sources))
 	defer func() {
 		for _, c := range found {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -60,6 +61,17 @@ func (o object) path(key string) string {
 		return o.alias
 	}
 	return key
+}
+
+// sources returns what the objects are of, each once.
+func (d *params) sources() []source {
+	var sources []source
+	for _, o := range d.objects {
+		if !slices.Contains(sources, o.source) {
+			sources = append(sources, o.source)
+		}
+	}
+	return sources
 }
 
 // decode reads the class's parameters and reports to p what is wrong with them.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,15 +34,9 @@ func (p *Provider) WatchAs(ctx context.Context, request func() provider.Request,
 	if err := reader.Err(); err != nil {
 		return err
 	}
-	var sources []source
-	for _, o := range d.objects {
-		if !slices.Contains(sources, o.source) {
-			sources = append(sources, o.source)
-		}
-	}
 	events := make(chan struct{}, 1)
 	group, ctx := errgroup.WithContext(ctx)
-	for _, s := range sources {
+	for _, s := range d.sources() {
 		group.Go(func() error { return provider.Guarded(func() error { return p.follow(ctx, s, d, request, events) }) })
 	}
 	group.Go(func() error {
