@@ -16,8 +16,12 @@ import (
 )
 
 const (
-	// maxAsking is how many asks of one store are under way at the same time.
+	// maxAsking is how many fetches from one store are under way at the same time.
 	maxAsking = 32
+	// classShare bounds what one class has of these, in parts of the places that
+	// are left then: classes whose fetches hang never hold all places (Choudhury
+	// and Hahne, "Dynamic Queue Length Thresholds", 1998).
+	classShare = 2
 	// urgentTurns is how many urgent turns follow each other while one that is not
 	// urgent waits.
 	urgentTurns = 9
@@ -43,11 +47,11 @@ const (
 	// rateCut is the part of what succeeded that is asked after a throttling. In a
 	// second without one the rate grows by rateStep, and rateGrowth of itself.
 	rateCut, rateStep, rateGrowth = 0.9, 0.3, 0.03
-	// lowestRate is in asks a second; what is slower is left to pauses.
+	// lowestRate is in calls a second; what is slower is left to pauses.
 	lowestRate = 1.0
 	// rateKept is how long after its last pause a store keeps its rate.
 	rateKept = time.Minute
-	// rateLag is how far an ask may be behind the rate, as timers are, and the
+	// rateLag is how far a call may be behind the rate, as timers are, and the
 	// next ones make up for it.
 	rateLag = 20 * time.Millisecond
 )
@@ -64,10 +68,11 @@ const (
 	leastTime = time.Second
 )
 
-// governor decides when a store is asked. Of each store it limits the asks under
-// way, lets classes take turns, keeps the pauses that the store asks for, learns
-// at which rate it answers, and finds out with one ask at a time whether one that
-// failed answers again. The zero governor is ready to use, by several goroutines.
+// governor decides when a store is asked. An ask is a fetch, of one call or more. Of
+// each store the governor limits the asks under way, lets classes take turns, and
+// finds out with one ask at a time whether one that failed answers again. Of the
+// calls it holds back those that would come in a pause that the store asked for, or
+// faster than it answers. The zero governor is ready to use, by several goroutines.
 type governor struct {
 	mu     sync.Mutex
 	stores map[string]*store
@@ -80,18 +85,20 @@ type work struct {
 	urgent bool   // a pod waits for it to start; a refresh does not hurry
 }
 
-// turn is one ask of a store, from its arrival until it returns. It is guarded by
-// governor.mu; refusal may be read once ready is closed.
+// turn is one ask of a store, or one call of an ask, from its arrival until it
+// returns. It is guarded by governor.mu; refusal may be read once ready is closed.
 type turn struct {
 	work
 	deadline time.Time // of its caller; zero for none
-	number   uint64    // in the order of arrival at the store
+	number   uint64    // in the order of arrival at the store; calls have their ask's
 	arrived  time.Time
 	began    time.Time
-	ready    chan struct{} // closed when it may ask, or is refused
+	ready    chan struct{} // closed when it may go on, or is refused
 	refusal  error
 	volley   int  // store.volley when it began
 	probe    bool // it finds out whether the store answers again
+	paid     bool // the place of its first call has been kept
+	refused  bool // one of its calls was, or was not made, for being one too many
 }
 
 func (t *turn) settle(refusal error) {
@@ -99,8 +106,9 @@ func (t *turn) settle(refusal error) {
 	close(t.ready)
 }
 
-// do calls ask when it is the turn of w, and returns ask's error as it is. An
-// urgent ask that was throttled is asked again while ctx lasts. What is not asked
+// do calls ask when it is the turn of w, and returns ask's error as it is. It
+// governs each provider.Call that ask makes; one of an urgent ask that is throttled
+// is made again while ctx lasts, and so is the ask. What is not asked
 // is an *provider.Error with the reason: of kind Throttled where the store is left
 // alone for longer than ctx lasts, or is left alone and w is not urgent; of kind
 // Unavailable where the store does not answer, or where ctx ended before the turn
@@ -142,7 +150,9 @@ func (g *governor) wait(ctx context.Context, t *turn) (*store, error) {
 	default:
 	}
 	now = time.Now()
-	s.drop(func(other *turn) bool { return other == t })
+	for _, l := range []*lane{&s.urgent, &s.calm} {
+		l.drop(func(other *turn) bool { return other == t })
+	}
 	s.plan(now)
 	return nil, &provider.Error{Kind: provider.Unavailable, Object: s.object(), Op: "the ask waited its turn", Err: fmt.Errorf("%s: %w", s.why(now), ctx.Err())}
 }
@@ -161,9 +171,78 @@ func (g *governor) ask(ctx context.Context, s *store, t *turn, ask func(ctx cont
 		}
 		s.serve(now)
 	}()
-	err = ask(ctx)
+	err = ask(provider.WithCaller(ctx, func(ctx context.Context, call func() error) error { return g.call(ctx, s, t, call) }))
 	ended = true
 	return false, err
+}
+
+// call makes one call of the ask t, when the store may be called. See provider.Call.
+func (g *governor) call(ctx context.Context, s *store, t *turn, call func() error) error {
+	c := &turn{work: t.work, number: t.number}
+	c.deadline, _ = ctx.Deadline()
+	for {
+		if err := g.pass(ctx, s, t, c); err != nil {
+			return err
+		}
+		if again, err := g.calling(ctx, s, t, c, call); !again {
+			return err
+		}
+	}
+}
+
+// pass returns when c, a call of t, may be made, or why it may not.
+func (g *governor) pass(ctx context.Context, s *store, t, c *turn) error {
+	g.mu.Lock()
+	now := time.Now()
+	c.ready = make(chan struct{})
+	switch {
+	case t.paid && !now.Before(s.paused):
+		t.paid = false
+		c.volley = s.volley
+		c.settle(nil)
+	case !c.urgent && now.Before(s.paused):
+		c.settle(s.throttling(now))
+	default:
+		s.calls.push(c)
+	}
+	s.serve(now)
+	g.mu.Unlock()
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-c.ready:
+		t.refused = t.refused || c.refusal != nil
+		return c.refusal
+	default:
+	}
+	now = time.Now()
+	t.refused = true
+	s.calls.drop(func(other *turn) bool { return other == c })
+	s.plan(now)
+	return &provider.Error{Kind: provider.Unavailable, Object: s.object(), Op: "the call waited its turn", Err: fmt.Errorf("%s: %w", s.why(now), ctx.Err())}
+}
+
+// calling makes the call c of t, and takes note of how that ended. It reports whether
+// c is to be made again.
+func (g *governor) calling(ctx context.Context, s *store, t, c *turn, call func() error) (again bool, err error) {
+	err = call()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	switch {
+	case err == nil:
+		s.count(c, now)
+	case provider.KindOf(err) == provider.Throttled:
+		t.refused = true
+		s.throttle(c, err, now)
+		again = c.urgent && ctx.Err() == nil && !c.endsBefore(s.paused)
+	}
+	s.serve(now)
+	return again, err
 }
 
 // store returns the state of a store. A new one makes those go that were unused
@@ -174,14 +253,14 @@ func (g *governor) store(name string, now time.Time) *store {
 	}
 	full := len(g.stores) >= maxStores
 	for other, s := range g.stores {
-		if s.asking == 0 && !s.waited() && (full || now.Sub(latest(s.used, s.paused)) >= unused) {
+		if s.asking == 0 && !s.waited() && len(s.calls) == 0 && (full || now.Sub(latest(s.used, s.paused)) >= unused) {
 			delete(g.stores, other)
 		}
 	}
 	if g.stores == nil {
 		g.stores = map[string]*store{}
 	}
-	s := &store{name: name, used: now, limit: maxAsking, since: now}
+	s := &store{name: name, used: now, limit: maxAsking, since: now, held: map[string]int{}}
 	s.wake = time.AfterFunc(unused, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -215,17 +294,19 @@ func (g *governor) waiting(now time.Time) (all []Store) {
 // store is what is known of one store. It is guarded by governor.mu.
 type store struct {
 	name     string
-	used     time.Time // when the last ask returned
-	asking   int       // asks under way
-	urgent   lane      // who waits
-	calm     lane      // who waits and is not urgent
+	used     time.Time      // when the last ask returned
+	asking   int            // asks under way
+	held     map[string]int // these, by class
+	calls    lane           // of asks under way, that wait
+	urgent   lane           // who waits
+	calm     lane           // who waits and is not urgent
 	arrivals uint64
 	inRow    int         // urgent turns while a calm one waited
 	wake     *time.Timer // serves when the time has come for somebody who waits
 
-	// Throttling. A volley are the asks that begin between two pauses: when many of
+	// Throttling. A volley are the calls that are made between two pauses: when many of
 	// them are throttled, that counts once.
-	paused    time.Time // nobody asks before
+	paused    time.Time // no call is made before
 	throttled time.Time // when the volley was
 	refusal   string    // the words of the last
 	volley    int       // counts them
@@ -235,11 +316,11 @@ type store struct {
 	learning bool      // the rate is due to be learned when the pause ends
 	since    time.Time // answers are counted since then
 	answers  float64   // older ones count less
-	rate     float64   // asks a second; zero for no bound
-	late     float64   // added to it for each answer that comes late: to an ask before
+	rate     float64   // calls a second; zero for no bound
+	late     float64   // added to it for each answer that comes late: to a call before
 	learned  int       // this volley, when the first rate was learned
 	grown    time.Time // when the rate grew last
-	next     time.Time // when the rate allows the next ask
+	next     time.Time // when the rate allows the next call
 
 	// The circuit, and the slow start after it was open.
 	failures int       // in a row
@@ -277,48 +358,65 @@ func (s *store) enter(t *turn, now time.Time) {
 // comes back when the time has come for another. It is called after each change.
 func (s *store) serve(now time.Time) {
 	s.learn(now)
+	for len(s.calls) > 0 && !now.Before(s.passes()) { // who has begun is to end soon
+		c := s.calls.pop(func(string) bool { return true })
+		s.spend(now)
+		c.volley = s.volley
+		c.settle(nil)
+	}
 	for s.waited() {
 		if at, known := s.opens(); !known || now.Before(at) {
 			break
 		}
 		s.begin(s.take(), now)
 	}
-	s.drop(func(t *turn) bool {
-		refusal := s.verdict(t, now)
-		if refusal != nil {
-			t.settle(refusal)
+	refused := func(verdict func(*turn, time.Time) error) func(*turn) bool {
+		return func(t *turn) bool {
+			refusal := verdict(t, now)
+			if refusal != nil {
+				t.settle(refusal)
+			}
+			return refusal != nil
 		}
-		return refusal != nil
-	})
+	}
+	s.calls.drop(refused(s.tooLong))
+	s.urgent.drop(refused(s.verdict))
+	s.calm.drop(refused(s.verdict))
 	s.plan(now)
 }
 
-// opens returns when the next ask may begin; it is not known where another has to
-// return before.
+// opens returns when the next ask that waits may begin; it is not known where
+// another has to return before.
 func (s *store) opens() (at time.Time, known bool) {
-	if s.asking >= s.limit || s.probing {
+	if s.asking >= s.limit || s.probing || !s.urgent.has(s.mayAsk) && !s.calm.has(s.mayAsk) {
 		return time.Time{}, false
 	}
-	at = latest(s.paused, s.next)
+	at = s.passes()
 	if s.open() {
 		at = latest(at, s.probe)
 	}
 	return at, true
 }
 
+// passes returns when the next call may be made.
+func (s *store) passes() time.Time { return latest(s.paused, s.next) }
+
 // plan sets the clock to when somebody who waits is to be served or refused.
 func (s *store) plan(now time.Time) {
 	s.wake.Stop()
-	if !s.waited() {
-		return
-	}
 	at, known := s.opens()
+	sooner := func(other time.Time) {
+		if !known || other.Before(at) {
+			at, known = other, true
+		}
+	}
+	if len(s.calls) > 0 {
+		sooner(s.passes())
+	}
 	if s.open() {
 		for _, line := range s.urgent {
 			for _, t := range line.turns {
-				if end := s.patience(t); !known || end.Before(at) {
-					at, known = end, true
-				}
+				sooner(s.patience(t))
 			}
 		}
 	}
@@ -327,41 +425,54 @@ func (s *store) plan(now time.Time) {
 	}
 }
 
-// take returns the first of those who wait.
+// take returns the first of those who wait and may ask.
 func (s *store) take() *turn {
 	switch {
-	case len(s.calm) == 0:
-		return s.urgent.pop()
-	case len(s.urgent) > 0 && s.inRow < urgentTurns:
+	case !s.calm.has(s.mayAsk):
+		return s.urgent.pop(s.mayAsk)
+	case s.urgent.has(s.mayAsk) && s.inRow < urgentTurns:
 		s.inRow++
-		return s.urgent.pop()
+		return s.urgent.pop(s.mayAsk)
 	}
 	s.inRow = 0
-	return s.calm.pop()
+	return s.calm.pop(s.mayAsk)
 }
+
+// mayAsk reports whether a class has less than its share of the places.
+func (s *store) mayAsk(class string) bool { return s.held[class] < classShare*(maxAsking-s.asking) }
 
 // begin gives t a place.
 func (s *store) begin(t *turn, now time.Time) {
 	if s.asking == 0 && now.Sub(latest(s.used, s.paused)) > rateLeast {
 		s.answers, s.since = 0, now // what was before says nothing of what the store could answer
 	}
-	if s.rate > 0 {
-		s.rate += (rateStep + rateGrowth*s.rate) * min(now.Sub(s.grown), time.Second).Seconds()
-		s.grown, s.next = now, latest(s.next, now.Add(-rateLag)).Add(s.interval())
-		if now.Sub(s.paused) > rateKept {
-			s.rate, s.next = 0, time.Time{}
-		}
-	}
+	s.spend(now)
 	s.asking++
-	t.began, t.volley = now, s.volley
+	s.held[t.class]++
+	t.began, t.volley, t.paid, t.refused = now, s.volley, true, false
 	t.probe, s.probing = s.open(), s.open()
 	t.settle(nil)
+}
+
+// spend takes note of a call that is made now, or kept a place for.
+func (s *store) spend(now time.Time) {
+	if s.rate == 0 {
+		return
+	}
+	s.rate += (rateStep + rateGrowth*s.rate) * min(now.Sub(s.grown), time.Second).Seconds()
+	s.grown, s.next = now, latest(s.next, now.Add(-rateLag)).Add(s.interval())
+	if now.Sub(s.paused) > rateKept {
+		s.rate, s.next = 0, time.Time{}
+	}
 }
 
 // leave takes the place of t back.
 func (s *store) leave(t *turn, now time.Time) {
 	s.used = now
 	s.asking--
+	if s.held[t.class]--; s.held[t.class] == 0 {
+		delete(s.held, t.class)
+	}
 	if t.probe {
 		s.probing = false
 	}
@@ -374,25 +485,31 @@ func (s *store) note(t *turn, err, ended error, now time.Time) (again bool) {
 	hasty := !errors.Is(ended, context.DeadlineExceeded) || now.Sub(t.began) < leastTime
 	switch {
 	case err == nil:
-		s.answered(t, now)
+		s.answered()
 	case kind == provider.Throttled:
 		s.closeCircuit()
-		s.throttle(t, err, now)
+		if !t.refused { // no answer was one of throttling as a whole
+			s.throttle(t, err, now)
+		}
 		return t.urgent && ended == nil && !t.endsBefore(s.paused)
-	case ended != nil && (kind == provider.Internal || kind == provider.Unavailable && hasty):
+	case ended != nil && (kind == provider.Internal || kind == provider.Unavailable && (hasty || t.refused)):
 		// The caller has ended it: that says nothing of the store.
 	case kind == provider.Unavailable:
 		s.fail(t, err, now)
 	default: // it is an answer, if not the one hoped for
-		s.answered(t, now)
+		s.answered()
 	}
 	return false
 }
 
-func (s *store) answered(t *turn, now time.Time) {
+func (s *store) answered() {
 	s.limit = min(2*s.limit, maxAsking)
 	s.closeCircuit()
-	if t.volley == s.volley {
+}
+
+// count counts the answer to a call.
+func (s *store) count(c *turn, now time.Time) {
+	if c.volley == s.volley {
 		s.volleys = 0
 	}
 	if counted := now.Sub(s.since); counted > rateWindow { // from here on their mean counts, as half a window
@@ -400,7 +517,7 @@ func (s *store) answered(t *turn, now time.Time) {
 		s.since = now.Add(-rateWindow / 2)
 	}
 	s.answers++
-	if s.rate > 0 && t.volley < s.learned {
+	if s.rate > 0 && c.volley < s.learned {
 		s.rate += s.late
 	}
 }
@@ -480,7 +597,14 @@ func (s *store) verdict(t *turn, now time.Time) error {
 	switch {
 	case s.open() && (!t.urgent || !now.Before(s.patience(t))):
 		return s.unavailable(now)
-	case now.Before(s.paused) && t.endsBefore(s.paused):
+	}
+	return s.tooLong(t, now)
+}
+
+// tooLong returns the store's pause as an error, where it lasts longer than t can
+// wait.
+func (s *store) tooLong(t *turn, now time.Time) error {
+	if now.Before(s.paused) && t.endsBefore(s.paused) {
 		return s.throttling(now)
 	}
 	return nil
@@ -508,8 +632,14 @@ func (s *store) unavailable(now time.Time) error {
 }
 
 func (s *store) throttling(now time.Time) error {
-	return &provider.Error{Kind: provider.Throttled, Object: s.object(), Op: s.why(now), Err: errors.New(s.refusal), RetryAfter: s.paused.Sub(now)}
+	return &provider.Error{Kind: provider.Throttled, Object: s.object(), Op: s.why(now), Err: &notCalled{s.refusal}, RetryAfter: s.paused.Sub(now)}
 }
+
+// notCalled is what the store said before, to somebody else.
+type notCalled struct{ refusal string }
+
+func (e *notCalled) Error() string { return e.refusal }
+func (*notCalled) Unwrap() error   { return provider.ErrNotCalled }
 
 // why says what holds those who wait.
 func (s *store) why(now time.Time) string {
@@ -521,13 +651,7 @@ func (s *store) why(now time.Time) string {
 	case now.Before(s.next):
 		return fmt.Sprintf("it throttles and is asked %.1f times a second", s.rate)
 	}
-	return fmt.Sprintf("%d asks of it are under way, which is the limit", s.asking)
-}
-
-// drop removes those from the lanes that are gone.
-func (s *store) drop(gone func(*turn) bool) {
-	s.urgent.drop(gone)
-	s.calm.drop(gone)
+	return fmt.Sprintf("%d fetches from it are under way, and there is a limit", s.asking)
 }
 
 // lane are those who wait, in lines of one class each. The first line is the next.
@@ -549,12 +673,19 @@ func (l *lane) push(t *turn) {
 	line.turns = slices.Insert(line.turns, place, t)
 }
 
-// pop removes the first of the first line, which then is the last line.
-func (l *lane) pop() *turn {
-	line := (*l)[0]
+// has reports whether anybody waits whose class may.
+func (l lane) has(may func(class string) bool) bool {
+	return slices.ContainsFunc(l, func(line *line) bool { return may(line.class) })
+}
+
+// pop removes the first of the first line whose class may, which then is the last
+// line. There must be one.
+func (l *lane) pop(may func(class string) bool) *turn {
+	at := slices.IndexFunc(*l, func(line *line) bool { return may(line.class) })
+	line := (*l)[at]
 	t := line.turns[0]
 	line.turns = slices.Delete(line.turns, 0, 1)
-	*l = slices.Delete(*l, 0, 1)
+	*l = slices.Delete(*l, at, at+1)
 	if len(line.turns) > 0 {
 		*l = append(*l, line)
 	}

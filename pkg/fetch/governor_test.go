@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -99,6 +100,13 @@ func kind(t *testing.T, err error, want provider.Kind, words ...string) *provide
 	return e
 }
 
+// one has a fetch of one call.
+func (g *governor) one(ctx context.Context, w work, call func(context.Context) error) error {
+	return g.do(ctx, w, func(ctx context.Context) error {
+		return provider.Call(ctx, func() error { return call(ctx) })
+	})
+}
+
 var urgent, calm = work{store: "s", class: "c", urgent: true}, work{store: "s", class: "c"}
 
 func TestAStoreThatThrottlesIsAskedAsOftenAsItAnswers(t *testing.T) {
@@ -111,7 +119,7 @@ func TestAStoreThatThrottlesIsAskedAsOftenAsItAnswers(t *testing.T) {
 						synctest.Test(t, func(t *testing.T) {
 							var g governor
 							s := &throttling{rate: rate, took: took, refusing: refusing, retryAfter: retryAfter}
-							if err := g.do(t.Context(), calm, s.ask); err != nil { // what was long ago does not count
+							if err := g.one(t.Context(), calm, s.ask); err != nil { // what was long ago does not count
 								t.Error(err)
 							}
 							time.Sleep(time.Hour)
@@ -119,7 +127,7 @@ func TestAStoreThatThrottlesIsAskedAsOftenAsItAnswers(t *testing.T) {
 							var all sync.WaitGroup
 							for i := range asks {
 								all.Go(func() {
-									if err := g.do(t.Context(), work{"s", fmt.Sprint(i % 7), true}, s.ask); err != nil {
+									if err := g.one(t.Context(), work{"s", fmt.Sprint(i % 7), true}, s.ask); err != nil {
 										t.Error(err)
 									}
 								})
@@ -185,7 +193,7 @@ func (s *directed) names() string {
 func fails(t *testing.T, g *governor, w work, n int, err error) {
 	t.Helper()
 	for range n {
-		if got := g.do(t.Context(), w, func(context.Context) error { return err }); !errors.Is(got, err) {
+		if got := g.one(t.Context(), w, func(context.Context) error { return err }); !errors.Is(got, err) {
 			t.Fatalf("got %v", got)
 		}
 	}
@@ -207,35 +215,32 @@ func TestClassesTakeTurnsAndPodsThatStartComeFirst(t *testing.T) {
 		var all sync.WaitGroup
 		come := func(name, class string, urgent bool) {
 			all.Go(func() {
-				if err := g.do(t.Context(), work{"s", class, urgent}, s.ask(name)); err != nil {
+				if err := g.one(t.Context(), work{"s", class, urgent}, s.ask(name)); err != nil {
 					t.Error(err)
 				}
 			})
 			synctest.Wait()
 		}
-		for range maxAsking {
-			come("x", "x", true)
+		for i := range maxAsking {
+			come("x", fmt.Sprint("x", i), true)
 		}
 		if got := s.names(); got != strings.TrimSpace(strings.Repeat("x ", maxAsking)) {
 			t.Errorf("asked: %s", got)
 		}
 		come("r1", "r", false)
 		come("q1", "q", false)
-		for i := range 8 {
-			come(fmt.Sprint("a", i), "a", true)
+		for _, name := range strings.Fields("a0 a1 b0 b1 c0 d0 d1 e0 e1 f0") {
+			come(name, name[:1], true)
 		}
-		come("b0", "b", true)
-		come("b1", "b", true)
-		come("c0", "c", true)
 		if got := s.names(); got != "" {
 			t.Errorf("asked beyond the limit: %s", got)
 		}
 		var order []string
-		for range 13 {
+		for range 12 {
 			s.results <- nil
 			order = append(order, s.names())
 		}
-		if got, want := strings.Join(order, " "), "a0 b0 c0 a1 b1 a2 a3 a4 a5 r1 a6 a7 q1"; got != want {
+		if got, want := strings.Join(order, " "), "a0 b0 c0 d0 e0 f0 a1 b1 d1 r1 e1 q1"; got != want {
 			t.Errorf("the order is %s, want %s", got, want)
 		}
 		for range maxAsking {
@@ -245,12 +250,141 @@ func TestClassesTakeTurnsAndPodsThatStartComeFirst(t *testing.T) {
 	})
 }
 
+// Fetches of one class hang, as many as there may be; those of others go on.
+func TestAClassThatHangsLeavesPlacesToOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g governor
+		hang := func(class string) {
+			for range 2 * maxAsking {
+				go func() {
+					_ = g.one(t.Context(), work{"s", class, true}, func(ctx context.Context) error { return sleep(ctx, time.Minute) })
+				}()
+			}
+			synctest.Wait()
+		}
+		for _, class := range []string{"a", "b", "c"} {
+			hang(class)
+			if err := g.one(t.Context(), work{"s", "good", false}, succeeds); err != nil {
+				t.Error(err)
+			}
+			if time.Since(g.stores["s"].since) > 0 {
+				t.Fatal("it waited")
+			}
+		}
+	})
+}
+
+// A fetch logs in, reads a list, and then its objects: no call of the fetches that
+// are under way comes in a pause, or is made again before it has ended.
+func TestCallsOfFetchesUnderWayKeepThePause(t *testing.T) {
+	for _, retryAfter := range []time.Duration{0, time.Second} {
+		t.Run(retryAfter.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const fetches, calls = 100, 5
+				var g governor
+				s := &throttling{rate: 10, took: 30 * time.Millisecond, refusing: 5 * time.Millisecond, retryAfter: retryAfter}
+				var mu sync.Mutex
+				made := 0
+				call := func(ctx context.Context) error {
+					return provider.Call(ctx, func() error {
+						err := s.ask(ctx)
+						if err == nil {
+							mu.Lock()
+							made++
+							mu.Unlock()
+						}
+						return err
+					})
+				}
+				began := time.Now()
+				var all sync.WaitGroup
+				for i := range fetches {
+					all.Go(func() {
+						err := g.do(t.Context(), work{"s", fmt.Sprint(i % 7), true}, func(ctx context.Context) error {
+							if err := errors.Join(call(ctx), call(ctx)); err != nil {
+								return err
+							}
+							var objects sync.WaitGroup
+							for range calls - 2 {
+								objects.Go(func() {
+									if err := call(ctx); err != nil {
+										t.Error(err)
+									}
+								})
+							}
+							objects.Wait()
+							return nil
+						})
+						if err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				all.Wait()
+				lasted, best := time.Since(began).Seconds(), fetches*calls/s.rate
+				t.Logf("%.1f s, at best %.1f, %d refused", lasted, best, s.refused)
+				if made != fetches*calls {
+					t.Errorf("%d calls succeeded, want %d: some were made twice", made, fetches*calls)
+				}
+				if lasted > 1.2*best {
+					t.Errorf("it lasted %.1f s, more than 1.2 x %.1f", lasted, best)
+				}
+				if s.early > 0 {
+					t.Errorf("%d calls came when the store had asked to be left alone", s.early)
+				}
+			})
+		})
+	}
+}
+
+func TestACallOfARefreshDoesNotWaitForAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g governor
+		err := g.do(t.Context(), calm, func(ctx context.Context) error {
+			if err := provider.Call(ctx, func() error { return nil }); err != nil {
+				t.Error(err)
+			}
+			fails(t, &g, work{"s", "other", false}, 1, throttled(10*time.Second))
+			return provider.Call(ctx, func() error { t.Error("the store was called"); return nil })
+		})
+		if e := kind(t, err, provider.Throttled, "left alone until 2000-01-01T00:00:10Z"); e.RetryAfter != 10*time.Second {
+			t.Errorf("asked to come back in %v", e.RetryAfter)
+		}
+		if pause := time.Until(g.stores["s"].paused); pause != 10*time.Second {
+			t.Errorf("the pause has become %v", pause)
+		}
+	})
+}
+
+// Who waits for a call until its time is over has not found the store silent.
+func TestACallThatWaitsIsNoFailureOfTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g governor
+		for range maxFailures {
+			fails(t, &g, calm, 1, throttled(2*time.Second))
+			time.Sleep(2 * time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			_ = g.do(ctx, urgent, func(ctx context.Context) error {
+				for { // more than the rate allows in that time
+					if err := provider.Call(ctx, func() error { return ctx.Err() }); err != nil {
+						return err
+					}
+				}
+			})
+			cancel()
+		}
+		if s := g.stores["s"]; s.open() || s.failures > 0 {
+			t.Errorf("%d failures in a row", s.failures)
+		}
+	})
+}
+
 func TestStoresDoNotWaitForEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g governor
 		fails(t, &g, work{store: "throttles", class: "c"}, 1, throttled(time.Hour))
 		fails(t, &g, work{store: "down", class: "c"}, maxFailures, down())
-		if err := g.do(t.Context(), calm, succeeds); err != nil {
+		if err := g.one(t.Context(), calm, succeeds); err != nil {
 			t.Error(err)
 		}
 	})
@@ -263,24 +397,24 @@ func TestWhoEndsLeavesTheQueueAndHearsWhatHeldIt(t *testing.T) {
 		words string
 	}{
 		{"the limit", func(t *testing.T, g *governor) {
-			for range maxAsking {
+			for i := range maxAsking {
 				go func() {
-					_ = g.do(t.Context(), urgent, func(ctx context.Context) error { return sleep(ctx, time.Minute) })
+					_ = g.one(t.Context(), work{"s", fmt.Sprint(i), true}, func(ctx context.Context) error { return sleep(ctx, time.Minute) })
 				}()
 			}
-		}, "32 asks of it are under way, which is the limit"},
+		}, "32 fetches from it are under way, and there is a limit"},
 		{"a pause", func(t *testing.T, g *governor) { fails(t, g, calm, 1, throttled(time.Minute)) }, "left alone until 2000-01-01T00:01:00Z"},
 		{"the rate", func(t *testing.T, g *governor) {
 			fails(t, g, calm, 1, throttled(time.Millisecond))
 			time.Sleep(time.Millisecond)
 			for range 10 {
-				go func() { _ = g.do(t.Context(), urgent, succeeds) }()
+				go func() { _ = g.one(t.Context(), urgent, succeeds) }()
 			}
 		}, "times a second"},
 		{"the circuit", func(t *testing.T, g *governor) {
 			fails(t, g, calm, maxFailures, down())
 			go func() {
-				_ = g.do(t.Context(), urgent, func(ctx context.Context) error { return sleep(ctx, time.Minute) })
+				_ = g.one(t.Context(), urgent, func(ctx context.Context) error { return sleep(ctx, time.Minute) })
 			}()
 		}, "it has not answered since 2000-01-01T00:00:00Z (connection refused) and is probed"},
 	} {
@@ -292,7 +426,7 @@ func TestWhoEndsLeavesTheQueueAndHearsWhatHeldIt(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				time.AfterFunc(2*time.Second, cancel)
 				began := time.Now()
-				err := g.do(ctx, urgent, never(t))
+				err := g.one(ctx, urgent, never(t))
 				kind(t, err, provider.Unavailable, `store "s"`, "waited its turn", c.words)
 				if !errors.Is(err, context.Canceled) {
 					t.Errorf("%v does not wrap the context's error", err)
@@ -313,14 +447,14 @@ func TestARefreshDoesNotWaitForAPause(t *testing.T) {
 		var g governor
 		fails(t, &g, calm, 1, throttled(10*time.Second))
 		time.Sleep(3 * time.Second)
-		err := g.do(t.Context(), calm, never(t))
+		err := g.one(t.Context(), calm, never(t))
 		if e := kind(t, err, provider.Throttled, "2000-01-01T00:00:10Z", "429 Too Many Requests"); e.RetryAfter != 7*time.Second {
 			t.Errorf("asked to come back in %v", e.RetryAfter)
 		}
 		time.Sleep(7*time.Second - time.Nanosecond)
-		kind(t, g.do(t.Context(), calm, never(t)), provider.Throttled)
+		kind(t, g.one(t.Context(), calm, never(t)), provider.Throttled)
 		time.Sleep(time.Nanosecond)
-		if err := g.do(t.Context(), calm, succeeds); err != nil {
+		if err := g.one(t.Context(), calm, succeeds); err != nil {
 			t.Error(err)
 		}
 	})
@@ -333,7 +467,7 @@ func TestAPodWaitsForAPauseOnlyIfItCanLastThatLong(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), d)
 			defer cancel()
 			began := time.Now()
-			err := g.do(ctx, urgent, ask)
+			err := g.one(ctx, urgent, ask)
 			return time.Since(began), err
 		}
 		refused := throttled(10 * time.Second)
@@ -347,7 +481,7 @@ func TestAPodWaitsForAPauseOnlyIfItCanLastThatLong(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
-		if err := g.do(ctx, urgent, func(context.Context) error { cancel(); return refused }); !errors.Is(err, refused) {
+		if err := g.one(ctx, urgent, func(context.Context) error { cancel(); return refused }); !errors.Is(err, refused) {
 			t.Errorf("it was throttled when its caller had gone: %v", err)
 		}
 		times := 0
@@ -367,7 +501,7 @@ func TestWhoWaitsIsToldWhenThePauseGrowsBeyondItsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g governor
 		go func() {
-			_ = g.do(t.Context(), calm, func(context.Context) error {
+			_ = g.one(t.Context(), calm, func(context.Context) error {
 				time.Sleep(time.Second)
 				return throttled(time.Minute)
 			})
@@ -377,7 +511,7 @@ func TestWhoWaitsIsToldWhenThePauseGrowsBeyondItsTime(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		began := time.Now()
-		if kind(t, g.do(ctx, urgent, never(t)), provider.Throttled); time.Since(began) != time.Second {
+		if kind(t, g.one(ctx, urgent, never(t)), provider.Throttled); time.Since(began) != time.Second {
 			t.Errorf("told after %v", time.Since(began))
 		}
 	})
@@ -399,7 +533,7 @@ func TestPausesWithoutRetryAfterGrowUntilASuccess(t *testing.T) {
 				}
 				sum += pause
 				time.Sleep(pause + time.Minute)
-				if err := g.do(t.Context(), calm, succeeds); err != nil {
+				if err := g.one(t.Context(), calm, succeeds); err != nil {
 					t.Fatal(err)
 				}
 				fails(t, &g, calm, 1, throttled(0))
@@ -423,7 +557,7 @@ func TestALateRefusalDoesNotShortenAPause(t *testing.T) {
 		began := time.Now()
 		for _, a := range []struct{ at, returns, retryAfter time.Duration }{{0, 5, 10}, {0, 0, 1}, {3, 6, 0}} {
 			time.AfterFunc(a.at*time.Second, func() {
-				_ = g.do(t.Context(), calm, func(context.Context) error {
+				_ = g.one(t.Context(), calm, func(context.Context) error {
 					time.Sleep(time.Until(began.Add(a.returns * time.Second)))
 					return throttled(a.retryAfter * time.Second)
 				})
@@ -431,7 +565,7 @@ func TestALateRefusalDoesNotShortenAPause(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(7 * time.Second)
-		if e := kind(t, g.do(t.Context(), calm, never(t)), provider.Throttled); e.RetryAfter != 8*time.Second {
+		if e := kind(t, g.one(t.Context(), calm, never(t)), provider.Throttled); e.RetryAfter != 8*time.Second {
 			t.Errorf("asked to come back in %v", e.RetryAfter)
 		}
 	})
@@ -446,7 +580,7 @@ func TestAfterAPauseNodesDoNotComeAtTheSameMoment(t *testing.T) {
 			var g governor
 			fails(t, &g, calm, 1, throttled(time.Second))
 			all.Go(func() {
-				_ = g.do(t.Context(), urgent, func(context.Context) error {
+				_ = g.one(t.Context(), urgent, func(context.Context) error {
 					mu.Lock()
 					defer mu.Unlock()
 					moments[time.Now()] = true
@@ -468,7 +602,7 @@ func TestWhoWasThrottledKeepsItsPlaceInTheQueue(t *testing.T) {
 		var all sync.WaitGroup
 		for i := range maxAsking + 5 {
 			all.Go(func() {
-				if err := g.do(t.Context(), urgent, s.ask(fmt.Sprint(i))); err != nil {
+				if err := g.one(t.Context(), work{"s", fmt.Sprint(i), true}, s.ask(fmt.Sprint(i))); err != nil {
 					t.Error(err)
 				}
 			})
@@ -477,8 +611,8 @@ func TestWhoWasThrottledKeepsItsPlaceInTheQueue(t *testing.T) {
 		s.names()
 		for range 3 {
 			s.results <- throttled(time.Second)
+			synctest.Wait()
 		}
-		synctest.Wait()
 		for range maxAsking - 3 {
 			s.results <- nil
 		}
@@ -499,9 +633,9 @@ func TestManyRefusalsOfOneVolleyAreOneThrottling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g governor
 		var all sync.WaitGroup
-		for range maxAsking {
+		for i := range maxAsking {
 			all.Go(func() {
-				_ = g.do(t.Context(), calm, func(context.Context) error {
+				_ = g.one(t.Context(), work{"s", fmt.Sprint(i), false}, func(context.Context) error {
 					time.Sleep(time.Second)
 					return throttled(0)
 				})
@@ -522,7 +656,7 @@ func burst(t *testing.T, g *governor, n int) time.Duration {
 	var all sync.WaitGroup
 	for range n {
 		all.Go(func() {
-			if err := g.do(t.Context(), urgent, succeeds); err != nil {
+			if err := g.one(t.Context(), urgent, succeeds); err != nil {
 				t.Error(err)
 			}
 		})
@@ -565,20 +699,20 @@ func TestTheRateIsThatOfTheSecondsBefore(t *testing.T) {
 			var all sync.WaitGroup
 			for range 20 {
 				all.Go(func() {
-					_ = g.do(t.Context(), urgent, func(context.Context) error { time.Sleep(time.Second); return nil })
+					_ = g.one(t.Context(), urgent, func(context.Context) error { time.Sleep(time.Second); return nil })
 				})
 			}
 			synctest.Wait()
 			fails(t, g, calm, 1, throttled(time.Millisecond))
 			time.Sleep(100 * time.Millisecond)
-			_ = g.do(t.Context(), calm, succeeds) // the rate is set
+			_ = g.one(t.Context(), calm, succeeds) // the rate is set
 			all.Wait()
 		}},
 		{"and does not change while nobody asks", func(t *testing.T, g *governor) {
 			steadily(t, g, 20, 50*time.Millisecond)
 			fails(t, g, calm, 1, throttled(time.Millisecond))
 			time.Sleep(time.Millisecond)
-			_ = g.do(t.Context(), calm, succeeds)
+			_ = g.one(t.Context(), calm, succeeds)
 			time.Sleep(50 * time.Second)
 		}},
 	} {
@@ -630,7 +764,7 @@ func TestAStoreThatDoesNotAnswerIsProbed(t *testing.T) {
 		time.Sleep(time.Second)
 		fails(t, &g, calm, 1, down())
 		// A refresh is told at once.
-		e := kind(t, g.do(t.Context(), calm, never(t)), provider.Unavailable, `store "s": it has not answered since 2000-01-01T00:00:01Z: connection refused; it is probed`)
+		e := kind(t, g.one(t.Context(), calm, never(t)), provider.Unavailable, `store "s": it has not answered since 2000-01-01T00:00:01Z: connection refused; it is probed`)
 		if e.RetryAfter <= 0 || e.RetryAfter > firstProbe {
 			t.Errorf("asked to come back in %v", e.RetryAfter)
 		}
@@ -638,7 +772,7 @@ func TestAStoreThatDoesNotAnswerIsProbed(t *testing.T) {
 		var all sync.WaitGroup
 		for range 40 {
 			all.Go(func() {
-				if err := g.do(t.Context(), urgent, s.ask("pod")); err != nil {
+				if err := g.one(t.Context(), urgent, s.ask("pod")); err != nil {
 					t.Error(err)
 				}
 			})
@@ -647,7 +781,7 @@ func TestAStoreThatDoesNotAnswerIsProbed(t *testing.T) {
 		if got := s.names(); got != "pod" {
 			t.Errorf("asked: %s", got)
 		}
-		if e := kind(t, g.do(t.Context(), calm, never(t)), provider.Unavailable); e.RetryAfter != firstProbe {
+		if e := kind(t, g.one(t.Context(), calm, never(t)), provider.Unavailable); e.RetryAfter != firstProbe {
 			t.Errorf("asked to come back in %v", e.RetryAfter)
 		}
 		// It answers: the others follow, by and by.
@@ -668,15 +802,15 @@ func TestARefreshProbesWhereNoPodWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g governor
 		fails(t, &g, calm, maxFailures, down())
-		e := kind(t, g.do(t.Context(), calm, never(t)), provider.Unavailable)
+		e := kind(t, g.one(t.Context(), calm, never(t)), provider.Unavailable)
 		time.Sleep(e.RetryAfter)
 		fails(t, &g, calm, 1, down())
-		e = kind(t, g.do(t.Context(), calm, never(t)), provider.Unavailable)
+		e = kind(t, g.one(t.Context(), calm, never(t)), provider.Unavailable)
 		time.Sleep(e.RetryAfter)
-		if err := g.do(t.Context(), calm, succeeds); err != nil {
+		if err := g.one(t.Context(), calm, succeeds); err != nil {
 			t.Error(err)
 		}
-		if err := g.do(t.Context(), calm, succeeds); err != nil {
+		if err := g.one(t.Context(), calm, succeeds); err != nil {
 			t.Error(err)
 		}
 	})
@@ -692,7 +826,7 @@ func TestPodsHearSoonThatAStoreDoesNotAnswer(t *testing.T) {
 				var g governor
 				fails(t, &g, calm, maxFailures, down())
 				for began := time.Now(); time.Since(began) < 2*time.Minute; time.Sleep(time.Second) {
-					_ = g.do(t.Context(), calm, func(context.Context) error { return down() })
+					_ = g.one(t.Context(), calm, func(context.Context) error { return down() })
 				}
 				var all sync.WaitGroup
 				var mu sync.Mutex
@@ -702,7 +836,7 @@ func TestPodsHearSoonThatAStoreDoesNotAnswer(t *testing.T) {
 						ctx, cancel := context.WithTimeout(t.Context(), DefaultTimeout)
 						defer cancel()
 						began, probed := time.Now(), false
-						err := g.do(ctx, urgent, func(ctx context.Context) error {
+						err := g.one(ctx, urgent, func(ctx context.Context) error {
 							probed = true
 							mu.Lock()
 							probes++
@@ -735,7 +869,7 @@ func TestProbesOfAStoreBecomeRare(t *testing.T) {
 		fails(t, &g, calm, maxFailures, down())
 		began, probes := time.Now(), 0
 		for time.Since(began) < time.Hour {
-			_ = g.do(t.Context(), calm, func(context.Context) error { probes++; return down() })
+			_ = g.one(t.Context(), calm, func(context.Context) error { probes++; return down() })
 			time.Sleep(100 * time.Millisecond)
 		}
 		if mean := time.Hour / time.Duration(probes); mean < lastProbe*4/10 || mean > lastProbe*6/10 {
@@ -789,11 +923,11 @@ func TestWhatCountsAsAFailureOfTheStore(t *testing.T) {
 				var g governor
 				for range maxFailures {
 					ctx, cancel := c.ctx(t.Context())
-					_ = g.do(ctx, urgent, c.ask)
+					_ = g.one(ctx, urgent, c.ask)
 					cancel()
 				}
 				asked := false
-				_ = g.do(t.Context(), calm, func(context.Context) error { asked = true; return nil })
+				_ = g.one(t.Context(), calm, func(context.Context) error { asked = true; return nil })
 				if asked == c.fails {
 					t.Errorf("the circuit is open: %t, want %t", !asked, c.fails)
 				}
@@ -808,11 +942,11 @@ func TestAStoreThatThrottlesHasAnswered(t *testing.T) {
 		fails(t, &g, calm, maxFailures, down())
 		time.Sleep(firstProbe)
 		fails(t, &g, calm, 1, throttled(time.Second))
-		kind(t, g.do(t.Context(), calm, never(t)), provider.Throttled)
+		kind(t, g.one(t.Context(), calm, never(t)), provider.Throttled)
 		time.Sleep(2 * time.Second)
-		if err := g.do(t.Context(), calm, func(context.Context) error {
+		if err := g.one(t.Context(), calm, func(context.Context) error {
 			time.Sleep(2 * time.Second)
-			return g.do(t.Context(), calm, succeeds) // beside it: it is no probe
+			return g.one(t.Context(), calm, succeeds) // beside it: it is no probe
 		}); err != nil {
 			t.Error(err)
 		}
@@ -828,7 +962,7 @@ func TestAPanicGivesItsPlaceBack(t *testing.T) {
 					t.Error("the panic was swallowed")
 				}
 			}()
-			_ = g.do(t.Context(), urgent, func(context.Context) error { panic("x") })
+			_ = g.one(t.Context(), urgent, func(context.Context) error { panic("x") })
 		}
 		for range maxAsking + 1 {
 			panics()
@@ -836,8 +970,8 @@ func TestAPanicGivesItsPlaceBack(t *testing.T) {
 		fails(t, &g, calm, maxFailures, down())
 		panics() // as a probe
 		fails(t, &g, calm, 1, down())
-		kind(t, g.do(t.Context(), calm, never(t)), provider.Unavailable)
-		if err := g.do(t.Context(), urgent, succeeds); err != nil {
+		kind(t, g.one(t.Context(), calm, never(t)), provider.Unavailable)
+		if err := g.one(t.Context(), urgent, succeeds); err != nil {
 			t.Error(err)
 		}
 	})
@@ -849,7 +983,7 @@ func TestWhatIsKnownOfStoresIsBounded(t *testing.T) {
 		of := func(name string) work { return work{store: name, class: "c"} }
 		fails(t, &g, of("paused"), 1, throttled(time.Hour))
 		go func() {
-			_ = g.do(t.Context(), of("asked"), func(ctx context.Context) error { return sleep(ctx, time.Hour) })
+			_ = g.one(t.Context(), of("asked"), func(ctx context.Context) error { return sleep(ctx, time.Hour) })
 		}()
 		fails(t, &g, of("unused"), 1, down())
 		time.Sleep(unused)
@@ -920,7 +1054,7 @@ func chance(t *testing.T, random *rand.Rand, trouble int) {
 	for range 300 {
 		mu.Lock()
 		w := work{fmt.Sprint(random.IntN(2)), fmt.Sprint(random.IntN(4)), random.IntN(3) > 0}
-		comes, lasts, gives := upTo(30*time.Second), upTo(2*time.Minute), random.IntN(10) == 0
+		comes, lasts, gives, calls := upTo(30*time.Second), upTo(2*time.Minute), random.IntN(10) == 0, random.IntN(4)
 		mu.Unlock()
 		all.Go(func() {
 			time.Sleep(comes)
@@ -936,17 +1070,33 @@ func chance(t *testing.T, random *rand.Rand, trouble int) {
 					t.Errorf("it returned %v late", time.Since(came)-lasts)
 				}
 			}()
-			_ = g.do(ctx, w, ask(w.store))
+			call := ask(w.store)
+			_ = g.do(ctx, w, func(ctx context.Context) error {
+				for range calls {
+					if err := provider.Call(ctx, func() error { return call(ctx) }); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
 		})
 	}
 	all.Wait()
-	for name, s := range g.stores {
+	g.mu.Lock()
+	stores := maps.Clone(g.stores)
+	g.mu.Unlock()
+	for name, s := range stores {
+		g.mu.Lock()
 		if s.asking != 0 || s.probing || s.waited() || asking[name] != 0 {
 			t.Errorf("store %s: %d under way, %d lines wait", name, s.asking, len(s.urgent)+len(s.calm))
 		}
+		if len(s.calls) > 0 || len(s.held) > 0 {
+			t.Errorf("store %s: %d calls wait, %d classes have places", name, len(s.calls), len(s.held))
+		}
+		g.mu.Unlock()
 		// After all this it is asked again, at most a pause and a probe later.
 		time.Sleep(time.Minute)
-		if err := g.do(t.Context(), work{name, "c", true}, succeeds); err != nil {
+		if err := g.one(t.Context(), work{name, "c", true}, succeeds); err != nil {
 			t.Error(err)
 		}
 	}

@@ -115,7 +115,10 @@ func explain(op string, err error, special map[string]meaning) *provider.Error {
 	var unread *smithy.DeserializationError
 	var located *url.Error
 	var untrusted *tls.CertificateVerificationError
+	var governed *provider.Error
 	switch {
+	case errors.As(err, &governed): // it was not made
+		*failure = *governed
 	case errors.As(err, &api):
 		explainCode(failure, api.ErrorCode(), api.ErrorMessage(), err, special)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

@@ -61,7 +61,7 @@ func (c conn) batches(ctx context.Context, refs []ref, found *results) (_ []ref,
 	read := func(ctx context.Context, i int) error {
 		err := c.batch(ctx, all[i], found)
 		var failure *provider.Error
-		if errors.As(err, &failure) && (failure.Code == deniedCode || failure.Kind == provider.Throttled) {
+		if errors.As(err, &failure) && (failure.Code == deniedCode || failure.Kind == provider.Throttled && !errors.Is(err, provider.ErrNotCalled)) {
 			// The calls one by one tell what is denied. They have a quota of their own,
 			// which is a hundred times as high.
 			c.refusals.Note(c.key)

@@ -73,7 +73,7 @@ func New(config Config) (*Provider, error) {
 	if p.proxy, err = config.TokenProxy.parse(); err != nil {
 		return nil, err
 	}
-	p.transport = link{config.Transport(&tls.Config{MinVersion: tls.VersionTLS12})}
+	p.transport = link{web.Polite{RoundTripper: config.Transport(&tls.Config{MinVersion: tls.VersionTLS12})}}
 	p.entra = &http.Client{Transport: directory{p.transport}, CheckRedirect: web.StayThere}
 	direct := config.Transport(nil)
 	direct.Proxy = nil // the address is the machine's own

@@ -113,6 +113,11 @@ var unreadable = regexp.MustCompile(`is in (DISABLED|DESTROYED) state`)
 // failure makes an error of what a call returned: of Google's answers it has the
 // code and the message, which is about resources and never has their contents.
 func failure(op string, err error) *provider.Error {
+	var governed *provider.Error
+	if errors.As(err, &governed) { // it was not made
+		e := *governed
+		return &e
+	}
 	answer, ok := status.FromError(err)
 	if !ok {
 		if !errors.Is(err, context.DeadlineExceeded) {

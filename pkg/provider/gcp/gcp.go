@@ -263,7 +263,7 @@ func (f *fetch) compare(ctx context.Context, outcomes []*outcome) error {
 			o.version, o.kept = version, enabled && version == mounted[o.name]
 		case errors.Is(err, errNotAccepted):
 			return err
-		case kind == provider.Denied, kind == provider.Throttled:
+		case kind == provider.Denied, kind == provider.Throttled && !errors.Is(err, provider.ErrNotCalled):
 			// To read is another right, and another quota, which is 150 times as high.
 			f.readers.Note(f.session)
 		case kind == provider.NotFound:

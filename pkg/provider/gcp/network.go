@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"cloud.google.com/go/secretmanager/apiv1/secretmanagerpb"
 	"github.com/hashicorp/go-retryablehttp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -88,7 +89,7 @@ func newNetwork(config Config) *network {
 	if config.DialContext != nil {
 		transport.DialContext, near.DialContext = config.DialContext, config.DialContext
 	}
-	c.web, c.metadata = patient(transport), patient(near)
+	c.web, c.metadata = patient(web.Polite{RoundTripper: transport}), patient(near)
 	return c
 }
 
@@ -151,7 +152,7 @@ func (c *network) conn(host string) (*grpc.ClientConn, error) {
 	}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(c.tls)),
-		grpc.WithUnaryInterceptor(again), grpc.WithDisableRetry(), grpc.WithDisableServiceConfig(),
+		grpc.WithChainUnaryInterceptor(again, politely), grpc.WithDisableRetry(), grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes)),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -185,6 +186,28 @@ func again(ctx context.Context, method string, request, reply any, conn *grpc.Cl
 	case <-time.After(retryWait):
 		return invoke(ctx, method, request, reply, conn, options...)
 	}
+}
+
+// politely makes a call by provider.Call.
+func politely(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+	var answer error
+	err := provider.Call(ctx, func() error {
+		answer = invoke(ctx, method, request, reply, conn, options...)
+		if answer == nil {
+			return nil
+		}
+		switch refusal := failure("", answer); {
+		case refusal.Kind == provider.Throttled && method != secretmanagerpb.SecretManagerService_GetSecretVersion_FullMethodName:
+			return refusal
+		case refusal.Kind == provider.Unavailable:
+			return refusal
+		}
+		return nil // who asks for a version has another way, with a quota of its own
+	})
+	if answer == nil && err != nil { // it was not made
+		return err
+	}
+	return answer
 }
 
 // bearer is the header that carries an access token.

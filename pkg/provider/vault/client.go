@@ -133,7 +133,7 @@ func newClient(conn connection) (*client, error) {
 	made, err := api.NewClient(&api.Config{
 		Address: address,
 		HttpClient: &http.Client{
-			Transport:     bounded{transport},
+			Transport:     bounded{web.Polite{RoundTripper: transport}},
 			CheckRedirect: web.StayThere, // api.Client follows one, to the active server
 		},
 		DisableEnvironment: true,

@@ -73,9 +73,9 @@ func (c *Clients) Get(pem string) *http.Client {
 		roots.AppendCertsFromPEM([]byte(pem))
 	}
 	config := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
-	client := &http.Client{CheckRedirect: StayThere}
-	if client.Transport = http.RoundTripper(Transport(config)); c.Dial != nil {
-		client.Transport = c.Dial(config)
+	client := &http.Client{Transport: Polite{Transport(config)}, CheckRedirect: StayThere}
+	if c.Dial != nil {
+		client.Transport = Polite{c.Dial(config)}
 	}
 	c.all[pem] = client
 	return client
