@@ -116,6 +116,7 @@ func (f *fetching) keepAnswer(r request, a *answer, body []byte, mine *token, ow
 		made.issued = &issued{span: lasting(now, ends.Sub(now))}
 	default:
 		f.plain.add(f.learnKey(r))
+		f.learnCreation(r, a)
 		return made
 	}
 	made.issued.Key, made.issued.Version, made.issued.Body = f.issueKey(r), "issued/"+newID(), compact.Bytes()

@@ -57,6 +57,8 @@ type Provider struct {
 	podwise  set // ways to log in under which a session is one pod's
 	sharable set // ways under which it is that of a service account
 	plain    set // requests whose answers had none
+	created  set // versions of secrets, with their times
+	refusals login.Refusals
 }
 
 var (
@@ -65,6 +67,8 @@ var (
 	_ provider.Releaser  = (*Provider)(nil)
 	_ provider.Sharer    = (*Provider)(nil)
 	_ provider.Located   = (*Provider)(nil)
+
+	_ provider.Recognizer = (*Provider)(nil)
 )
 
 // New returns a Provider for classes of a flavour.
@@ -140,6 +144,17 @@ func (v *Provider) Identity(_ context.Context, req provider.Request) (string, bo
 	return d.sessionKey(who.claims.Account()), true
 }
 
+// Recognize returns the keys of the sessions that Identity may name.
+func (v *Provider) Recognize(req provider.Request) []string {
+	reader := provider.NewParams(req.Parameters)
+	d := v.decode(reader)
+	who, err := d.identify(req)
+	if reader.Err() != nil || err != nil {
+		return nil
+	}
+	return []string{d.sessionKey(who.claims.Account()), d.sessionKey(who.claims.Identity())}
+}
+
 // fetching is one Fetch.
 type fetching struct {
 	*Provider
@@ -181,6 +196,10 @@ func (f *fetching) run(ctx context.Context) (provider.Result, error) {
 		if !slices.Contains(requests, o.request) {
 			requests = append(requests, o.request)
 		}
+	}
+	same, err := f.unmoved(ctx, requests)
+	if same || err != nil {
+		return provider.Result{NotModified: same}, err
 	}
 	answers, err := f.answers(ctx, requests)
 	if err != nil {
