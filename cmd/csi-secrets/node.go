@@ -31,6 +31,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/driver"
 	"github.com/csi-secrets/csi-secrets/pkg/fetch"
 	"github.com/csi-secrets/csi-secrets/pkg/metrics"
+	"github.com/csi-secrets/csi-secrets/pkg/process"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/kubernetes"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
@@ -51,16 +52,19 @@ type nodeOptions struct {
 	registrationPath string
 	rotation         bool
 	interval         time.Duration
+	notified         time.Duration
 	events           string
 	localFolders     []string
 	writable         bool
 	startupTaint     string
+	watchPods        bool
 	healthCheck      bool
 	healthInterval   time.Duration
 	healthAddr       string
 	metricsAddr      string
 	logJSON          bool
 	providers        providerOptions
+	sealed           sealedOptions
 }
 
 // olderNames are the spellings that secrets-store-csi-driver has for flags.
@@ -99,11 +103,13 @@ YAML files of a folder, and no API server is needed.`,
 	flags.StringVar(&o.leaseDir, "lease-dir", "", "folder on which to mount a tmpfs for the leases of volumes; leases in --state-dir where empty")
 	flags.BoolVar(&o.rotation, "enable-secret-rotation", true, "refresh volumes at the interval; false for on changes only")
 	flags.DurationVar(&o.interval, "rotation-poll-interval", 2*time.Minute, "how often a volume is refreshed; 0 for on changes only")
+	flags.DurationVar(&o.notified, "notified-poll-interval", rotation.DefaultNotified, "how often a volume is refreshed of whose changes the driver is told")
 	flags.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's folder plugins_registry, to register the driver there; empty for no registration")
 	flags.StringVar(&o.registrationPath, "kubelet-registration-path", "", "path of the CSI socket as kubelet sees it; that of --endpoint where empty")
 	flags.StringVar(&o.events, "events", eventsProblems, "which events pods get: \"problems\" of refreshes, and their ends, and new files; \"all\" for every mount too; \"none\"")
 	flags.StringSliceVar(&o.localFolders, "local-folders", nil, "folders that the provider \"local\" may read; none in a cluster, and all with --classes, where empty")
 	flags.BoolVar(&o.writable, "writable-volumes", false, "make volumes writable on the host, though not to pods, for another driver that is to take over")
+	flags.BoolVar(&o.watchPods, "watch-pods", false, "refresh the volumes of a pod whenever its annotation "+class.RefreshAnnotation+" changes; needs list and watch on pods")
 	flags.BoolVar(&o.healthCheck, "provider-health-check", false, "ask external providers for their version, and tell of those that do not answer")
 	flags.DurationVar(&o.healthInterval, "provider-health-check-interval", 2*time.Minute, "how often external providers are asked")
 	flags.StringVar(&o.startupTaint, "startup-taint", "", "key of a taint to remove from the node once kubelet has registered the driver; empty for none")
@@ -111,6 +117,7 @@ YAML files of a folder, and no API server is needed.`,
 	flags.StringVar(&o.metricsAddr, "metrics-addr", "", "address to serve /metrics on, as in :8095; empty for none")
 	flags.BoolVar(&o.logJSON, "log-format-json", false, "log as JSON")
 	o.providers.addFlags(flags)
+	o.sealed.addFlags(flags)
 	addLogFlags(flags)
 	addFlagsOfOld(flags)
 	return c
@@ -159,6 +166,9 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if o.interval < 0 {
 		return usageError{errors.New("--rotation-poll-interval must not be negative")}
 	}
+	if o.notified <= 0 {
+		return usageError{errors.New("--notified-poll-interval must be positive")}
+	}
 	if o.healthInterval <= 0 {
 		return usageError{errors.New("--provider-health-check-interval must be positive")}
 	}
@@ -193,7 +203,20 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		interval = 0
 	}
 	schedule := rotation.New(classes, providers.Get, interval)
+	schedule.Notified = o.notified
 	fetcher := fetch.New(providers, 0)
+	if fetcher.Sealed, err = o.sealed.open(o.stateDir); err != nil {
+		return err
+	}
+	if surroundings.api != nil && o.watchPods {
+		pods, err := cluster.NewPods(surroundings.api, o.nodeID, schedule.RefreshPod)
+		if err != nil {
+			return err
+		}
+		surroundings.run = append(surroundings.run, pods.Run)
+	}
+	signaller := process.New(surroundings.teller)
+	surroundings.run, surroundings.observers = append(surroundings.run, signaller.Run), append(surroundings.observers, signaller)
 	var used activity
 	config := volume.Config{
 		StateDir: o.stateDir, LeaseDir: o.leaseDir, Classes: classes, Fetcher: fetcher,
@@ -230,6 +253,9 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	group.Go(func() error { return d.Serve(ctx, listener) })
 	group.Go(func() error { schedule.Run(ctx, volumes); return nil })
 	group.Go(func() error { volumes.Run(ctx); return nil })
+	if fetcher.Sealed != nil {
+		group.Go(func() error { fetcher.Sealed.Run(ctx); return nil })
+	}
 	if o.healthCheck {
 		group.Go(func() error {
 			external.CheckHealth(ctx, o.healthInterval, func(name string, err error) {
@@ -299,7 +325,11 @@ func told(volumes *volume.Manager, schedule *rotation.Scheduler, fetcher *fetch.
 			all[i].ErrorType = provider.KindOf(v.LastError).String()
 		}
 	}
-	return metrics.Node{Stores: stores, Volumes: all, Releasing: volumes.Releasing()}
+	node := metrics.Node{Stores: stores, Volumes: all, Releasing: volumes.Releasing()}
+	if fetcher.Sealed != nil {
+		node.Sealed = fetcher.Sealed.Len()
+	}
+	return node
 }
 
 // surroundings is what a driver has around it: a cluster, or a folder.
@@ -310,6 +340,7 @@ type surroundings struct {
 	metadata  *cluster.Metadata // nil without a cluster
 	run       []func(context.Context)
 	api       *kube.API // nil without a cluster
+	teller    process.Teller
 	// settled returns once it makes sense to register with kubelet. That forgets
 	// the driver before it registers it anew, which takes the API server: a
 	// driver that was restarted without one is better off with what kubelet knows.
@@ -358,7 +389,7 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 			return surroundings{}, err
 		}
 		events.Mounts = o.events == eventsAll
-		s.observers, s.run = append(s.observers, events), append(s.run, events.Run)
+		s.observers, s.run, s.teller = append(s.observers, events), append(s.run, events.Run), events
 	}
 	return s, nil
 }

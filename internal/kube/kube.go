@@ -85,14 +85,28 @@ func (a *API) Client(version schema.GroupVersion, add func(*apiruntime.Scheme)) 
 	return client, nil
 }
 
+// OnlyMetadata has the API server leave out all but an object's metadata.
+const (
+	OnlyMetadata     = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+	onlyMetadataList = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+)
+
+// AddMetadata registers the types of metadata without objects.
+func AddMetadata(s *apiruntime.Scheme) {
+	s.AddKnownTypes(metav1.SchemeGroupVersion, &metav1.PartialObjectMetadata{}, &metav1.PartialObjectMetadataList{})
+}
+
 // Watched is a kind of objects that is followed.
 type Watched struct {
 	Client   rest.Interface
 	Resource string // its plural, as in URLs
 	Object   apiruntime.Object
 	List     func() apiruntime.Object // an empty list of the kind
-	// Labels selects objects; empty for all.
-	Labels string
+	// Labels and Fields select objects; empty for all.
+	Labels, Fields string
+	// Metadata has the API server leave out all else: objects are
+	// PartialObjectMetadata, see AddMetadata.
+	Metadata bool
 	// Failed is told why objects could not be had; it may be nil.
 	Failed func(error)
 }
@@ -102,8 +116,14 @@ type Watched struct {
 // told of one thing at a time.
 func (w Watched) Follow(ctx context.Context, store cache.ReflectorStore) {
 	request := func(options metav1.ListOptions) *rest.Request {
-		options.LabelSelector = w.Labels
-		return w.Client.Get().Resource(w.Resource).VersionedParams(&options, metav1.ParameterCodec)
+		options.LabelSelector, options.FieldSelector = w.Labels, w.Fields
+		r := w.Client.Get().Resource(w.Resource).VersionedParams(&options, metav1.ParameterCodec)
+		if w.Metadata && options.Watch {
+			r.SetHeader("Accept", OnlyMetadata)
+		} else if w.Metadata {
+			r.SetHeader("Accept", onlyMetadataList)
+		}
+		return r
 	}
 	noted := func(err error) error {
 		if err != nil && w.Failed != nil {

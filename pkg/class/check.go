@@ -3,6 +3,7 @@ package class
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/csi-secrets/csi-secrets/pkg/derive"
@@ -66,7 +67,14 @@ func (d *Document) checkParameters(find func(name string) (provider.Provider, er
 		}
 	}
 	check(provider.VolumeSizeKey, sizeRemedy, func(text string) error { _, err := parseSize(text); return err })
-	check(provider.RotationIntervalKey, intervalRemedy, func(text string) error { _, err := parseInterval(text); return err })
+	check(provider.RotationIntervalKey, provider.IntervalRemedy, func(text string) error { _, err := provider.ParseInterval(text); return err })
+	check(provider.ChangeNoticesKey, noticesRemedy, func(text string) error {
+		if _, err := strconv.ParseBool(strings.TrimSpace(text)); err != nil {
+			return errNotABoolean(text)
+		}
+		return nil
+	})
+	check(provider.SealedCacheKey, sealedCacheRemedy, func(text string) error { _, err := parseSealedCache(text); return err })
 	reportAll := func(problems []provider.Problem) {
 		for _, p := range problems {
 			if !d.parameters[p.Key].bad {
@@ -75,6 +83,8 @@ func (d *Document) checkParameters(find func(name string) (provider.Provider, er
 		}
 	}
 	reportAll(derive.Problems(spec.Parameters))
+	onChange, _ := readOnChange(spec.Parameters)
+	reportAll(onChange.Problems())
 	line := d.line("spec.provider", "spec")
 	if err := provider.CheckName(spec.Provider); err != nil {
 		report(Problem{Line: line, Key: "provider", What: err.Error()})

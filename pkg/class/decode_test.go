@@ -68,6 +68,7 @@ func TestEveryMistakeNamesFileLineClassKeyAndRemedy(t *testing.T) {
 		"a number as a name": {head + "metadata:\n  name: 12\nspec: {provider: strict, parameters: {path: /p}}\n",
 			[]string{`f.yaml:4: metadata.name: 12 is a number, not a string; put it in quotes: "12"`}},
 		"an interval that is none": {whole + "    rotationInterval: often\n", []string{`f.yaml:8: class ns/c: parameters.rotationInterval: "often" is not a duration; write a duration from 5s`}},
+		"a sealed cache for ever":  {whole + "    sealedCache: 1000h\n", []string{`f.yaml:8: class ns/c: parameters.sealedCache: "1000h" is not from 10m to 168h; write a duration`}},
 		"a size that is none":      {whole + "    volumeSize: 2Gi\n", []string{`f.yaml:8: class ns/c: parameters.volumeSize: "2Gi" is not from 64Ki to 1Gi; write a quantity`}},
 		"no provider":              {named + "spec:\n  parameters: {path: /p}\n", []string{`f.yaml:4: class ns/c: provider: it is missing; name the store`}},
 		"an illegal provider":      {named + "spec:\n  provider: a/b\n  parameters: {path: /p}\n", []string{`f.yaml:5: class ns/c: provider: provider "a/b": invalid provider; a provider's name has`}},

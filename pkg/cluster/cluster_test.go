@@ -400,6 +400,13 @@ func TestEventsAreSentOnce(t *testing.T) {
 	v.LastError = &provider.Error{Kind: provider.Denied, Err: errors.New("not allowed")}
 	e.Refreshed(v, false)
 	expect(2, reasonRotationFailed, "not allowed")
+	for range 20 { // a store that says now this, now that
+		for _, err := range []error{errors.New("no such host"), &provider.Error{Kind: provider.Denied, Err: errors.New("not allowed")}} {
+			v.LastError = err
+			e.Refreshed(v, false)
+		}
+	}
+	expect(2, reasonRotationFailed, "not allowed")
 	v.LastError = nil
 	e.Refreshed(v, false)
 	expect(3, reasonRotated, "answers again")
@@ -412,6 +419,12 @@ func TestEventsAreSentOnce(t *testing.T) {
 	v.TargetPath, v.Published = "/another", time.Now()
 	e.Published(v)
 	expect(5, reasonMounted, "mounted 3 objects")
+
+	e.Mounts = false
+	v.TargetPath, v.SealedAt = "/a third", time.Now().Add(-2*time.Hour)
+	e.Published(v)
+	e.Published(v)
+	expect(6, reasonMountedSealed, "mounted 3 objects of SecretProviderClass shop/db as provider vault gave them 2h0m0s ago")
 }
 
 func ptr(t time.Time) *metav1.Time { return &metav1.Time{Time: t} }

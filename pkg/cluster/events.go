@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
+	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
@@ -21,8 +23,10 @@ import (
 // had up to 1.5. (A publish that fails is kubelet's own event, FailedMount.)
 const (
 	reasonMounted        = "Mounted"
+	reasonMountedSealed  = "MountedSealed"
 	reasonRotated        = "MountRotationComplete"
 	reasonRotationFailed = "MountRotationFailed"
+	reasonSignalFailed   = "ChangeSignalFailed"
 )
 
 const (
@@ -37,7 +41,8 @@ const (
 
 // Events is a volume.Observer that sends events about a pod's volumes: that a
 // refresh brought other files, that one failed, once for a lasting failure, and
-// that it succeeded again. It is safe for concurrent use.
+// that it succeeded again; and that a pod started with a sealed answer. It is safe
+// for concurrent use.
 type Events struct {
 	// Mounts sends one for every publish too.
 	Mounts bool
@@ -50,11 +55,10 @@ type Events struct {
 	failures map[string]failing  // by target
 }
 
-// failing is a failure that was told.
+// failing is a volume whose refreshes fail.
 type failing struct {
-	reason string
-	since  time.Time
-	told   time.Time
+	since time.Time
+	told  map[string]time.Time // by reason, which may go back and forth
 }
 
 var _ volume.Observer = (*Events)(nil)
@@ -86,7 +90,11 @@ func (e *Events) Published(v volume.Info) {
 	_, again := e.mounted[v.TargetPath]
 	e.mounted[v.TargetPath] = struct{}{}
 	e.mu.Unlock()
-	if e.Mounts && !again && time.Since(v.Published) < time.Minute { // it is not one that was found again
+	switch {
+	case again, time.Since(v.Published) >= time.Minute: // it was found again
+	case !v.SealedAt.IsZero():
+		e.send(v, corev1.EventTypeWarning, reasonMountedSealed, fmt.Sprintf("mounted %d objects of SecretProviderClass %s as provider %s gave them %s ago, since it gives no answer now; it is asked again until it does", len(v.Objects), v.Class, v.Provider, time.Since(v.SealedAt).Round(time.Second)))
+	case e.Mounts:
 		e.send(v, corev1.EventTypeNormal, reasonMounted, fmt.Sprintf("mounted %d objects of SecretProviderClass %s from provider %s", len(v.Objects), v.Class, v.Provider))
 	}
 }
@@ -100,15 +108,14 @@ func (e *Events) Refreshed(v volume.Info, changed bool) {
 	if v.LastError == nil {
 		delete(e.failures, v.TargetPath)
 	} else {
-		next := failing{reason: reason(v.LastError), since: now, told: now}
-		if failed {
-			next.since = before.since
+		if !failed {
+			before = failing{since: now, told: map[string]time.Time{}}
+			e.failures[v.TargetPath] = before
 		}
-		tell = !failed || before.reason != next.reason || now.Sub(before.told) >= remind
-		if !tell {
-			next.told = before.told
+		told, known := before.told[reason(v.LastError)]
+		if tell = !known || now.Sub(told) >= remind; tell {
+			before.told[reason(v.LastError)] = now
 		}
-		e.failures[v.TargetPath] = next
 	}
 	e.mu.Unlock()
 	switch {
@@ -119,6 +126,14 @@ func (e *Events) Refreshed(v volume.Info, changed bool) {
 		e.send(v, corev1.EventTypeNormal, reasonRotated, fmt.Sprintf("switched the files of SecretProviderClass %s to those that provider %s has now", v.Class, v.Provider))
 	case failed:
 		e.send(v, corev1.EventTypeNormal, reasonRotated, fmt.Sprintf("provider %s answers again for SecretProviderClass %s, after %s; the files are unchanged", v.Provider, v.Class, now.Sub(before.since).Round(time.Second)))
+	}
+}
+
+// Signalled sends an event about a signal that did not reach its process after a
+// change. It implements process.Teller.
+func (e *Events) Signalled(v volume.Info, s class.Signal, _ int, err error) {
+	if err != nil {
+		e.send(v, corev1.EventTypeWarning, reasonSignalFailed, fmt.Sprintf("the files of SecretProviderClass %s have changed, but %s was not sent to %q: %v", v.Class, unix.SignalName(s.Number), s.Process, err))
 	}
 }
 

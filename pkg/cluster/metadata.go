@@ -11,15 +11,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 )
-
-// onlyMetadata has the API server leave out all but an object's metadata.
-const onlyMetadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 const (
 	// accountFresh is how long the annotations of a service account count as read:
@@ -49,9 +45,7 @@ type account struct {
 
 // NewMetadata returns a reader.
 func NewMetadata(api *kube.API) (*Metadata, error) {
-	client, err := api.Client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) {
-		s.AddKnownTypes(metav1.SchemeGroupVersion, &metav1.PartialObjectMetadata{})
-	})
+	client, err := api.Client(corev1.SchemeGroupVersion, kube.AddMetadata)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +125,7 @@ func (m *Metadata) NodeLabel(ctx context.Context, node, label string) (string, e
 func (m *Metadata) get(ctx context.Context, op, resource, namespace, name, value string) (*metav1.PartialObjectMetadata, error) {
 	failure := &provider.Error{Kind: provider.Unavailable, Op: op}
 	var found metav1.PartialObjectMetadata
-	err := m.client.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource).Name(name).SetHeader("Accept", onlyMetadata).Do(ctx).Into(&found)
+	err := m.client.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource).Name(name).SetHeader("Accept", kube.OnlyMetadata).Do(ctx).Into(&found)
 	switch {
 	case apierrors.IsForbidden(err):
 		failure.Kind, failure.Err, failure.Remedy = provider.Denied, fmt.Errorf("the driver may not read %s", resource), fmt.Sprintf("let it (chart: %s)", value)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/pkg/derive"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/sealed"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
 
@@ -20,17 +21,22 @@ import (
 // a publish, so that kubelet gets to hear which store did not answer.
 const DefaultTimeout = 110 * time.Second
 
-// Recorder counts answers of providers, and volumes that shared one. An errorType
-// is empty for an answer that brought files.
+// Recorder counts answers of providers, volumes that shared one, and volumes that
+// got one which was kept sealed. An errorType is empty for an answer that brought
+// files.
 type Recorder interface {
 	Fetched(provider, errorType string, took time.Duration)
 	Shared(provider string)
+	StartedSealed(provider string)
 }
 
 // Fetcher fetches sets of files from providers. It is safe for concurrent use.
 type Fetcher struct {
 	// Recorder may be nil; it is set before use.
 	Recorder Recorder
+	// Sealed keeps answers for pods that start while their store is away. It may be
+	// nil; it is set before use.
+	Sealed *sealed.Cache
 
 	providers *provider.Registry
 	timeout   time.Duration
@@ -61,7 +67,7 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	}
 	limited, cancel := f.limit(ctx)
 	defer cancel()
-	result, err := f.answer(limited, name, p, req)
+	result, err := f.sealing(limited, name, p, req)
 	if err != nil {
 		if ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)

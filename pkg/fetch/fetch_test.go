@@ -139,6 +139,8 @@ type recorded struct {
 
 func (r *recorded) Shared(string) { r.shared++ }
 
+func (r *recorded) StartedSealed(string) {}
+
 func (r *recorded) Fetched(_, errorType string, _ time.Duration) {
 	r.types = append(r.types, errorType)
 }

@@ -20,17 +20,22 @@ const sharedFor = 3 * time.Second
 // shareKey names an answer: what the class asks for, as whom, and what the volume
 // has of it already, since an answer may be "not modified".
 func shareKey(name, identity string, req provider.Request) string {
-	parts := []string{name, identity, strconv.FormatUint(uint64(req.Mode), 8), strconv.FormatBool(req.Current != nil)}
-	for _, key := range slices.Sorted(maps.Keys(req.Parameters)) {
-		parts = append(parts, key, req.Parameters[key])
-	}
-	parts = append(parts, strconv.Itoa(len(req.Mounted)))
+	parts := append(asked(name, identity, req), strconv.FormatBool(req.Current != nil), strconv.Itoa(len(req.Mounted)))
 	if req.Current != nil {
 		for _, v := range req.Mounted {
 			parts = append(parts, v.ID, v.Version)
 		}
 	}
 	return login.Key(parts...)
+}
+
+// asked is what a class asks for, and as whom.
+func asked(name, identity string, req provider.Request) []string {
+	parts := []string{name, identity, strconv.FormatUint(uint64(req.Mode), 8), strconv.Itoa(len(req.Parameters))}
+	for _, key := range slices.Sorted(maps.Keys(req.Parameters)) {
+		parts = append(parts, key, req.Parameters[key])
+	}
+	return parts
 }
 
 // shares are answers that are on their way, or have come just now. It is safe for

@@ -31,6 +31,7 @@ type sharing struct {
 
 func (s *sharing) Fetched(string, string, time.Duration) {}
 func (s *sharing) Shared(string)                         { s.recorded.Add(1) }
+func (s *sharing) StartedSealed(string)                  {}
 
 // counts returns how many asks there were, and how many ended early.
 func (s *sharing) counts() (asked, ended int) {

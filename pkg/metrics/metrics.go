@@ -48,6 +48,8 @@ var (
 	refreshDuration = definition{name: "rotation_reconcile_duration_sec", kind: histogram, buckets: fromMilliseconds, upstream: true, help: "How long a refresh of a volume took, in seconds."}
 	fetchDuration   = definition{name: "csi_secrets_provider_request_duration_seconds", kind: histogram, labels: []string{"provider", "error_type"}, buckets: fromMilliseconds, help: "How long a provider took to answer for one volume, in seconds. The error_type is empty where it brought the files."}
 	sharedAnswers   = definition{name: "csi_secrets_provider_shared_total", kind: counter, labels: []string{"provider"}, help: "Volumes that were answered by what a provider had brought for another of the same class and identity."}
+	sealedStarts    = definition{name: "csi_secrets_sealed_starts_total", kind: counter, labels: []string{"provider"}, help: "Volumes that were mounted with an answer which was kept sealed, as their store gave none."}
+	sealedEntries   = definition{name: "csi_secrets_sealed_entries", kind: gauge, help: "Answers that are kept sealed on the node."}
 	storeWaiting    = definition{name: "csi_secrets_store_waiting", kind: gauge, labels: ofStore, help: "Fetches that wait for their turn at a store. It is missing where none does."}
 	storePaused     = definition{name: "csi_secrets_store_paused_seconds", kind: gauge, labels: ofStore, help: "How long a store that throttles is left alone still, in seconds. It is missing where it is not."}
 	storeSilent     = definition{name: "csi_secrets_store_silent_seconds", kind: gauge, labels: ofStore, help: "How long a store has not answered, in seconds, while it is asked by one fetch at a time. It is missing where it answers."}
@@ -63,7 +65,7 @@ var (
 // definitions are all metrics, in the order of the manual.
 var definitions = []definition{
 	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, refreshDuration,
-	fetchDuration, sharedAnswers, storeWaiting, storePaused, storeSilent, healthy, volumes, age, untilRefresh, valid, failing, releasing,
+	fetchDuration, sharedAnswers, sealedStarts, sealedEntries, storeWaiting, storePaused, storeSilent, healthy, volumes, age, untilRefresh, valid, failing, releasing,
 }
 
 func (d definition) constant() prometheus.Labels {
@@ -114,15 +116,17 @@ type Node struct {
 	Volumes []Volume // that are published
 	// Releasing is how many that are gone have leases still.
 	Releasing int
+	// Sealed is how many answers are kept sealed.
+	Sealed int
 }
 
 // Metrics holds the counters of one driver. It is safe for concurrent use.
 type Metrics struct {
 	registry *prometheus.Registry
 
-	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, shared *prometheus.CounterVec
-	refreshDuration, fetchDuration                                                           *prometheus.HistogramVec
-	healthy                                                                                  *prometheus.GaugeVec
+	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, shared, sealedStarts *prometheus.CounterVec
+	refreshDuration, fetchDuration                                                                         *prometheus.HistogramVec
+	healthy                                                                                                *prometheus.GaugeVec
 
 	mu      sync.Mutex
 	answers map[string]bool // by provider
@@ -135,13 +139,13 @@ func New(tell func() Node) *Metrics {
 		registry:  prometheus.NewRegistry(),
 		published: published.counters(), publishErrors: publishErrors.counters(),
 		unpublished: unpublished.counters(), unpublishErrors: unpublishErrors.counters(),
-		refreshed: refreshed.counters(), refreshErrors: refreshErrors.counters(), shared: sharedAnswers.counters(),
+		refreshed: refreshed.counters(), refreshErrors: refreshErrors.counters(), shared: sharedAnswers.counters(), sealedStarts: sealedStarts.counters(),
 		refreshDuration: refreshDuration.histograms(), fetchDuration: fetchDuration.histograms(),
 		healthy: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: healthy.name, Help: healthy.help}, healthy.labels),
 		answers: map[string]bool{},
 	}
 	m.registry.MustRegister(
-		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.shared, m.refreshDuration, m.fetchDuration, m.healthy,
+		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.shared, m.sealedStarts, m.refreshDuration, m.fetchDuration, m.healthy,
 		volumeCollector(tell),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -200,6 +204,9 @@ func (m *Metrics) Fetched(provider, errorType string, took time.Duration) {
 // Shared counts a volume that shared an answer.
 func (m *Metrics) Shared(provider string) { m.shared.WithLabelValues(provider).Inc() }
 
+// StartedSealed counts a volume that was mounted with a sealed answer.
+func (m *Metrics) StartedSealed(provider string) { m.sealedStarts.WithLabelValues(provider).Inc() }
+
 // Checked notes whether an external provider answered a health check, and
 // returns whether that is new.
 func (m *Metrics) Checked(provider string, answers bool) (changed bool) {
@@ -225,6 +232,7 @@ var (
 	validDesc        = valid.desc()
 	failingDesc      = failing.desc()
 	releasingDesc    = releasing.desc()
+	sealedDesc       = sealedEntries.desc()
 	storeWaitingDesc = storeWaiting.desc()
 	storePausedDesc  = storePaused.desc()
 	storeSilentDesc  = storeSilent.desc()
@@ -232,7 +240,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (volumeCollector) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{volumesDesc, ageDesc, untilRefreshDesc, validDesc, failingDesc, releasingDesc, storeWaitingDesc, storePausedDesc, storeSilentDesc} {
+	for _, d := range []*prometheus.Desc{volumesDesc, ageDesc, untilRefreshDesc, validDesc, failingDesc, releasingDesc, sealedDesc, storeWaitingDesc, storePausedDesc, storeSilentDesc} {
 		c <- d
 	}
 }
@@ -243,6 +251,7 @@ func (tell volumeCollector) Collect(c chan<- prometheus.Metric) {
 	node := tell()
 	c <- prometheus.MustNewConstMetric(volumesDesc, prometheus.GaugeValue, float64(len(node.Volumes)))
 	c <- prometheus.MustNewConstMetric(releasingDesc, prometheus.GaugeValue, float64(node.Releasing))
+	c <- prometheus.MustNewConstMetric(sealedDesc, prometheus.GaugeValue, float64(node.Sealed))
 	for _, s := range node.Stores {
 		for desc, value := range map[*prometheus.Desc]float64{storeWaitingDesc: float64(s.Waiting), storePausedDesc: s.Paused.Seconds(), storeSilentDesc: s.Silent.Seconds()} {
 			if value > 0 {

@@ -32,7 +32,7 @@ func used() *Metrics {
 		fresh := Volume{Namespace: "shop", Pod: "web", Class: "db", Provider: "local", Refreshed: now.Add(-time.Hour), Due: now.Add(time.Hour), ValidUntil: now.Add(2 * time.Hour)}
 		stale := Volume{Namespace: "shop", Pod: "api", Class: "db", Provider: "local", Refreshed: now.Add(-48 * time.Hour), ErrorType: "denied"}
 		return Node{
-			Volumes: []Volume{fresh, fresh, stale}, Releasing: 3,
+			Volumes: []Volume{fresh, fresh, stale}, Releasing: 3, Sealed: 12,
 			Stores: []Store{{Provider: "vault", Name: "https://vault", Waiting: 7, Paused: 3 * time.Second}, {Provider: "aws", Name: "eu-west-1", Silent: time.Minute}},
 		}
 	})
@@ -48,6 +48,7 @@ func used() *Metrics {
 	m.Checked("aws", false)
 	m.Fetched("vault", "denied", 20*time.Millisecond)
 	m.Shared("vault")
+	m.StartedSealed("vault")
 	return m
 }
 
@@ -58,6 +59,8 @@ func TestWhatIsCountedIsServed(t *testing.T) {
 		`node_publish_error_total{error_type="denied",os_type="linux",provider="vault"} 1`,
 		`node_unpublish_total{os_type="linux"} 1`,
 		`csi_secrets_releases_pending 3`,
+		`csi_secrets_sealed_starts_total{provider="vault"} 1`,
+		`csi_secrets_sealed_entries 12`,
 		`node_unpublish_error_total{os_type="linux"} 1`,
 		`rotation_reconcile_total{os_type="linux",provider="local",rotated="true"} 1`,
 		`rotation_reconcile_total{os_type="linux",provider="local",rotated="false"} 1`,

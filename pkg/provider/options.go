@@ -105,6 +105,7 @@ func (it *Item) Options() Options {
 			it.Report(name, fmt.Sprintf("it goes deeper than %d levels", maxKeyDepth), "correct it")
 		}
 	}
+	it.interval() // which a layer above reads
 	var err error
 	if o.Encoding, err = ParseEncoding(it.Optional(EncodingField)); err != nil {
 		it.Report(EncodingField, err.Error(), "correct it, or remove it")

@@ -23,12 +23,18 @@ const (
 	VolumeSizeKey = "volumeSize"
 	// RotationIntervalKey is how often a volume is refreshed.
 	RotationIntervalKey = "rotationInterval"
+	// SealedCacheKey is for how long an answer may be kept sealed on the node.
+	SealedCacheKey = "sealedCache"
+	// ChangeNoticesKey says that the driver is told when objects change.
+	ChangeNoticesKey = "changeNotices"
+	// OnChangeKey lists what happens after files have become others.
+	OnChangeKey = "onChange"
 	// DerivedFilesKey lists files that are made of others, see package derive.
 	DerivedFilesKey = "derivedFiles"
 )
 
 // commonKeys are known to every Params.
-var commonKeys = []string{VolumeSizeKey, RotationIntervalKey, DerivedFilesKey}
+var commonKeys = []string{VolumeSizeKey, RotationIntervalKey, SealedCacheKey, ChangeNoticesKey, OnChangeKey, DerivedFilesKey}
 
 // Problem is one mistake in a class's parameters.
 type Problem struct {
@@ -216,8 +222,11 @@ func (p *Params) Problems() []Problem {
 		for name, n := range it.fields {
 			if !it.asked[name] {
 				what := "this provider does not know it"
-				if it.key == DerivedFilesKey {
+				switch it.key {
+				case DerivedFilesKey:
 					what = "a derived file has no such field"
+				case OnChangeKey:
+					what = "an action has no such field"
 				}
 				all.Report(it.problem(n, name, what, "correct its spelling, or remove it", true))
 			}

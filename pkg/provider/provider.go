@@ -36,9 +36,10 @@ type Validator interface {
 }
 
 // Watcher is a Provider that can tell when objects may have changed at their
-// source. Watch calls changed, from one goroutine at a time, after each change
-// of what parameters name, until ctx ends; it then returns nil. It returns an
-// error when it cannot watch. A change may be reported more than once.
+// source. Watch calls changed, from one goroutine at a time, once it sees whatever
+// happens from then on, and after each change of what parameters name, until ctx
+// ends; it then returns nil. It returns an error when it cannot watch. A change
+// may be reported more than once.
 type Watcher interface {
 	Watch(ctx context.Context, parameters map[string]string, changed func()) error
 }
@@ -66,6 +67,14 @@ type IdentityWatcher interface {
 // is the volume's own, or nothing can be said. It asks no store.
 type Sharer interface {
 	Identity(ctx context.Context, req Request) (key string, ok bool)
+}
+
+// Recognizer is a Sharer that learns of its store alone how much that looks at.
+// Recognize returns each key that Identity may come to return for req: what was
+// given under one of them, when that was known, may be given to who asks. It
+// asks no store.
+type Recognizer interface {
+	Recognize(req Request) (keys []string)
 }
 
 // Pod is the pod that mounts a volume, as kubelet names it.
@@ -113,6 +122,12 @@ type Request struct {
 	// Since is from when on an answer may be, which another volume of the same
 	// identity got (see Sharer).
 	Since time.Time
+	// Sealable is for how long the answer may be kept encrypted on the node, for
+	// pods of the same identity that start while the store is away; zero for not at
+	// all. Starting says that nothing is mounted yet, so that such an answer will do.
+	// Providers need neither.
+	Sealable time.Duration
+	Starting bool
 	// Key is random and stays the same for the volumes of this node, for
 	// Fingerprint.
 	Key secret.Value
@@ -198,6 +213,9 @@ type Result struct {
 	// RefreshAt is when the provider wants to be asked again at the latest, with
 	// all jitter in it; zero for whenever.
 	RefreshAt time.Time
+	// SealedAt is zero, but for an answer that was kept sealed and is used because
+	// the store gives none: it is from that time on. Package fetch sets it.
+	SealedAt time.Time
 }
 
 // Clear overwrites the contents of every file with zeros.

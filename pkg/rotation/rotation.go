@@ -40,6 +40,10 @@ const (
 	catchUp = time.Second
 )
 
+// DefaultNotified is an interval for volumes of whose changes the driver is told:
+// a notice may get lost.
+const DefaultNotified = time.Hour
+
 // Refresher has the volumes. Refresh refreshes the one at a target: an answer will
 // do that another volume got at since or later. Request is what a refresh of it
 // would ask its provider for; false where it is gone.
@@ -58,6 +62,10 @@ type Recorder interface {
 type Scheduler struct {
 	// Recorder may be nil; it is set before Run.
 	Recorder Recorder
+	// Notified is the interval of volumes of whose changes the driver is told, by a
+	// watch that is under way or because their class says so. It is set before Run;
+	// where it is zero they have that of all others.
+	Notified time.Duration
 
 	classes   class.Source
 	providers func(name string) (provider.Provider, error)
@@ -72,7 +80,8 @@ type Scheduler struct {
 	classOf map[class.Ref]map[string]*entry // by class and target
 	groups  map[groupKey]*group
 	watches map[watched]context.CancelFunc
-	source  Refresher // of Run
+	seen    map[watched]bool // the sources that are watched
+	source  Refresher        // of Run
 	running sync.WaitGroup
 }
 
@@ -93,6 +102,7 @@ type group struct {
 // entry is a volume in the queue. It is guarded by Scheduler.mu.
 type entry struct {
 	target   string
+	pod      string // its UID
 	class    class.Ref
 	key      groupKey
 	due      time.Time
@@ -111,7 +121,7 @@ var _ volume.Observer = (*Scheduler)(nil)
 func New(classes class.Source, providers func(name string) (provider.Provider, error), interval time.Duration) *Scheduler {
 	return &Scheduler{
 		classes: classes, providers: providers, interval: interval, wake: make(chan struct{}, 1),
-		volumes: map[string]*entry{}, classOf: map[class.Ref]map[string]*entry{}, watches: map[watched]context.CancelFunc{}, groups: map[groupKey]*group{},
+		volumes: map[string]*entry{}, classOf: map[class.Ref]map[string]*entry{}, watches: map[watched]context.CancelFunc{}, seen: map[watched]bool{}, groups: map[groupKey]*group{},
 	}
 }
 
@@ -121,7 +131,7 @@ func (s *Scheduler) Published(v volume.Info) {
 	defer s.mu.Unlock()
 	e := s.volumes[v.TargetPath]
 	if e == nil {
-		e = &entry{target: v.TargetPath, class: v.Class, key: groupKey{v.Class, v.Pod.ServiceAccount}, place: -1}
+		e = &entry{target: v.TargetPath, pod: v.Pod.UID, class: v.Class, key: groupKey{v.Class, v.Pod.ServiceAccount}, place: -1}
 		s.volumes[e.target] = e
 		if s.classOf[e.class] == nil {
 			s.classOf[e.class] = map[string]*entry{}
@@ -131,13 +141,13 @@ func (s *Scheduler) Published(v volume.Info) {
 		if g == nil {
 			g = &group{}
 			s.groups[e.key] = g
-			if interval := s.intervalOf(v.Interval); interval > 0 {
+			if interval := s.intervalOf(e, v.Interval); interval > 0 {
 				// The pods of a fleet start together; that must not last.
 				g.next = time.Now().Add(time.Duration((0.25 + 0.75*rand.Float64()) * float64(interval)))
 			}
 		}
 		g.volumes++
-		s.watch(ofClass(e.class))
+		s.watch(sourceOf(e.class))
 		s.watch(watched{e.key, true})
 		s.schedule(e, s.next(e, v.Interval, v.ValidUntil, v.RefreshAt))
 	}
@@ -171,7 +181,19 @@ func (s *Scheduler) Unpublished(v volume.Info) {
 	delete(s.classOf[e.class], e.target)
 	if len(s.classOf[e.class]) == 0 {
 		delete(s.classOf, e.class)
-		s.unwatch(ofClass(e.class))
+		s.unwatch(sourceOf(e.class))
+	}
+}
+
+// RefreshPod has the volumes of the pod with that UID refreshed at once.
+func (s *Scheduler) RefreshPod(uid string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, e := range s.volumes {
+		if e.pod == uid {
+			s.schedule(e, now)
+		}
 	}
 }
 
@@ -249,7 +271,7 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, si
 		s.schedule(e, s.next(e, done.Interval, done.ValidUntil, done.RefreshAt))
 	default:
 		wait := min(firstRetry<<min(e.failures, 10), lastRetry)
-		if interval := s.intervalOf(done.Interval); interval > 0 {
+		if interval := s.intervalOf(e, done.Interval); interval > 0 {
 			wait = min(wait, max(interval, firstRetry))
 		}
 		var refusal *provider.Error
@@ -307,23 +329,22 @@ func together(due *time.Time, wait time.Duration) time.Time {
 }
 
 // intervalOf returns the interval of a volume whose class says that; 0 for none.
-func (s *Scheduler) intervalOf(ofClass time.Duration) time.Duration {
-	switch ofClass {
-	case 0:
-		return s.interval
-	case class.Never:
-		return 0
+// Callers hold s.mu.
+func (s *Scheduler) intervalOf(e *entry, ofClass class.Interval) time.Duration {
+	drivers := s.interval
+	if drivers > 0 && s.Notified > 0 && (ofClass.Noticed || s.seen[sourceOf(e.class)] || s.seen[watched{e.key, true}]) {
+		drivers = max(drivers, s.Notified)
 	}
-	return ofClass
+	return ofClass.Of(drivers)
 }
 
 // next is when a volume is due that was fetched just now, given its class's
 // interval, until when its files are valid, and when its provider wants to be
 // asked again. Callers hold s.mu.
-func (s *Scheduler) next(e *entry, interval time.Duration, validUntil, refreshAt time.Time) time.Time {
+func (s *Scheduler) next(e *entry, ofClass class.Interval, validUntil, refreshAt time.Time) time.Time {
 	now := time.Now()
 	due := now.Add(never)
-	if interval = s.intervalOf(interval); interval > 0 {
+	if interval := s.intervalOf(e, ofClass); interval > 0 {
 		due = together(&s.groups[e.key].next, interval)
 	}
 	if !validUntil.IsZero() {
@@ -365,7 +386,7 @@ func (s *Scheduler) watchClasses(ctx context.Context) {
 			s.mu.Lock()
 			s.watchClass(ref) // its provider and parameters may be others now
 			s.mu.Unlock()
-			s.due(ofClass(ref), 0)
+			s.due(sourceOf(ref), 0)
 		})
 		if err != nil {
 			klog.FromContext(ctx).Error(err, "Cannot watch the classes; changes are found at the next interval")

@@ -29,9 +29,10 @@ type world struct {
 	busy         time.Duration
 	valid        time.Duration // how long what a refresh brings is valid; 0 for no bound
 	wanted       time.Duration // when the provider wants to be asked again; 0 for whenever
-	interval     time.Duration // the class's
+	interval     class.Interval
 	classChanged func(class.Ref)
 	changed      func()
+	broken       chan error // ends the last watch
 	watches      int
 	tokens, lost map[string]bool   // by target
 	byAccount    map[string]func() // what tells of changes that an identity saw
@@ -97,10 +98,20 @@ func (store) Fetch(context.Context, provider.Request) (provider.Result, error) {
 type watchedStore struct{ store }
 
 func (s watchedStore) Watch(ctx context.Context, _ map[string]string, changed func()) error {
-	s.set(func() { s.changed, s.watches = changed, s.watches+1 })
-	<-ctx.Done()
-	s.set(func() { s.watches-- })
-	return nil
+	var broken chan error
+	s.set(func() {
+		s.changed, s.watches = changed, s.watches+1
+		s.broken = make(chan error)
+		broken = s.broken
+	})
+	defer s.set(func() { s.watches-- })
+	changed()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-broken:
+		return err
+	}
 }
 
 var info = volume.Info{TargetPath: "/t", Class: class.Ref{Namespace: "ns", Name: "c"}}
@@ -144,17 +155,25 @@ func TestAVolumeIsRefreshedEveryInterval(t *testing.T) {
 
 func TestAClassMayHaveAnIntervalOfItsOwn(t *testing.T) {
 	for name, tc := range map[string]struct {
-		flag, ofClass time.Duration
-		least, most   int // refreshes in an hour
+		flag        time.Duration
+		ofClass     class.Interval
+		least, most int // refreshes in an hour
 	}{
-		"more often":             {time.Hour, 5 * time.Minute, 10, 14},
-		"less often":             {time.Minute, 30 * time.Minute, 1, 2},
-		"never":                  {time.Minute, class.Never, 0, 0},
-		"where others have none": {0, 10 * time.Minute, 5, 7},
+		"more often":                    {time.Hour, class.Interval{Class: 5 * time.Minute}, 10, 14},
+		"less often":                    {time.Minute, class.Interval{Class: 30 * time.Minute}, 1, 2},
+		"never":                         {time.Minute, class.Interval{Class: class.Never}, 0, 0},
+		"where others have none":        {0, class.Interval{Class: 10 * time.Minute}, 5, 7},
+		"an object more often":          {time.Hour, class.Interval{Objects: 5 * time.Minute}, 10, 14},
+		"an object more often than all": {time.Minute, class.Interval{Class: class.Never, Objects: 10 * time.Minute}, 5, 7},
+		"an object less often":          {10 * time.Minute, class.Interval{Objects: time.Hour}, 5, 7},
+		"it is told of changes":         {time.Minute, class.Interval{Noticed: true}, 1, 3},
+		"told, and an own interval":     {time.Hour, class.Interval{Class: 10 * time.Minute, Noticed: true}, 5, 7},
+		"told, and rarer for all":       {2 * time.Hour, class.Interval{Noticed: true}, 0, 1},
+		"told, and none for all":        {0, class.Interval{Noticed: true}, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, false, tc.flag, func(w *world, s *Scheduler) {
-				w.interval = tc.ofClass
+				w.interval, s.Notified = tc.ofClass, 30*time.Minute
 				v := info
 				v.Interval = tc.ofClass
 				s.Published(v)
@@ -324,6 +343,7 @@ func (s identityStore) WatchAs(ctx context.Context, request func() provider.Requ
 		mine = s.watches
 		s.byAccount[account], s.last[account] = changed, mine
 	})
+	changed()
 	<-ctx.Done()
 	s.set(func() {
 		if s.last[account] == mine { // the next may have begun before this one ends
@@ -383,6 +403,42 @@ func TestAnIdentitySeesItsOwnSourceChange(t *testing.T) {
 	})
 }
 
+func TestWhatIsWatchedIsNotPolled(t *testing.T) {
+	run(t, true, time.Minute, func(w *world, s *Scheduler) {
+		s.Notified = time.Hour
+		s.Published(info)
+		time.Sleep(2 * catchUp)
+		before := len(w.times())
+		time.Sleep(50 * time.Minute)
+		if n := len(w.times()) - before; n != 0 {
+			t.Errorf("polled %d times while it is watched", n)
+		}
+		w.broken <- errors.New("it broke")
+		time.Sleep(2 * catchUp)
+		if n := len(w.times()) - before; n != 1 {
+			t.Errorf("refreshed %d times when the watch broke", n)
+		}
+		w.set(func() { before = len(w.refreshed) })
+		time.Sleep(watchRetry) // it is watched again
+		synctest.Wait()
+		time.Sleep(2 * catchUp)
+		if n := len(w.times()) - before; n != 1 {
+			t.Errorf("refreshed %d times when it was watched again", n)
+		}
+		w.classChanged(info.Class)
+		time.Sleep(2 * catchUp)
+		w.set(func() { before = len(w.refreshed) })
+		time.Sleep(50 * time.Minute)
+		if n := len(w.times()) - before; n != 0 {
+			t.Errorf("polled %d times after the class changed", n)
+		}
+		time.Sleep(2 * time.Hour)
+		if n := len(w.times()) - before; n < 1 || n > 3 {
+			t.Errorf("in three hours, refreshed %d times in case a notice was lost", n)
+		}
+	})
+}
+
 func TestAChangeOfTheSourceIsFollowedAtOnce(t *testing.T) {
 	run(t, true, time.Hour, func(w *world, s *Scheduler) {
 		s.Published(info)
@@ -396,6 +452,24 @@ func TestAChangeOfTheSourceIsFollowedAtOnce(t *testing.T) {
 		synctest.Wait()
 		if len(w.times()) != before+1 {
 			t.Error("it was not followed")
+		}
+	})
+}
+
+func TestThePodOfAVolumeMayAskForARefresh(t *testing.T) {
+	run(t, false, time.Hour, func(w *world, s *Scheduler) {
+		for _, pod := range []string{"a", "b"} {
+			for _, volume := range []string{"/1", "/2"} {
+				v := info
+				v.TargetPath, v.Pod.UID = "/"+pod+volume, pod
+				s.Published(v)
+			}
+		}
+		s.RefreshPod("b")
+		s.RefreshPod("other")
+		synctest.Wait()
+		if got := fmt.Sprint(slices.Sorted(slices.Values(w.targets))); got != "[/b/1 /b/2]" {
+			t.Errorf("refreshed were %s", got)
 		}
 	})
 }

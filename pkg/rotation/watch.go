@@ -20,15 +20,15 @@ type watched struct {
 	byIdentity bool
 }
 
-// ofClass is the source of a class for whoever looks at it.
-func ofClass(ref class.Ref) watched { return watched{groupKey: groupKey{class: ref}} }
+// sourceOf is the source of a class for whoever looks at it.
+func sourceOf(ref class.Ref) watched { return watched{groupKey: groupKey{class: ref}} }
 
 // watchClass begins to watch all that concerns a class anew, if it has volumes.
 // Callers hold s.mu.
 func (s *Scheduler) watchClass(ref class.Ref) {
 	keys := map[watched]bool{}
 	for _, e := range s.classOf[ref] {
-		keys[ofClass(ref)], keys[watched{e.key, true}] = true, true
+		keys[sourceOf(ref)], keys[watched{e.key, true}] = true, true
 	}
 	for key := range keys {
 		s.unwatch(key)
@@ -65,6 +65,7 @@ func (s *Scheduler) unwatch(key watched) {
 	if cancel := s.watches[key]; cancel != nil {
 		cancel()
 		delete(s.watches, key)
+		delete(s.seen, key)
 	}
 }
 
@@ -78,21 +79,57 @@ func (s *Scheduler) watchSource(ctx context.Context, key watched) error {
 	if err != nil {
 		return err
 	}
-	due := func(wait time.Duration) { s.due(key, wait) }
+	changed := func() {
+		wait := time.Duration(0)
+		if s.see(ctx, key) {
+			wait = catchUp
+		}
+		s.due(key, wait)
+	}
+	defer s.unsee(ctx, key)
 	switch w := p.(type) {
 	case provider.Watcher:
 		if !key.byIdentity {
-			due(catchUp)
-			return w.Watch(ctx, c.Spec.Parameters, func() { due(0) })
+			return w.Watch(ctx, c.Spec.Parameters, changed)
 		}
 	case provider.IdentityWatcher:
 		if key.byIdentity {
-			due(catchUp)
-			return w.WatchAs(ctx, func() provider.Request { return s.request(ctx, key) }, func() { due(0) })
+			return w.WatchAs(ctx, func() provider.Request { return s.request(ctx, key) }, changed)
 		}
 	}
 	<-ctx.Done() // until the class changes or its last volume goes
 	return nil
+}
+
+// see notes that a source is watched, and reports whether it was not before. A
+// watch whose ctx has ended is over already.
+func (s *Scheduler) see(ctx context.Context, key watched) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() != nil || s.seen[key] {
+		return false
+	}
+	s.seen[key] = true
+	for other, g := range s.groups {
+		if other == key.groupKey || !key.byIdentity && other.class == key.class {
+			g.next = time.Time{} // by now that is too soon
+		}
+	}
+	return true
+}
+
+// unsee notes that a source is not watched any more. Its volumes become due soon,
+// and then as often as others.
+func (s *Scheduler) unsee(ctx context.Context, key watched) {
+	s.mu.Lock()
+	over := ctx.Err() == nil && s.seen[key]
+	if over {
+		delete(s.seen, key)
+	}
+	s.mu.Unlock()
+	if over {
+		s.due(key, catchUp)
+	}
 }
 
 // request returns what a volume of the group asks for, one with tokens if there is

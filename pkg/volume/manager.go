@@ -191,7 +191,14 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 		t.close()
 		return m.inContext(v, err)
 	}
-	if err := m.records.save(v.record); err != nil {
+	v.Set = t.current()
+	if v.onChange.Touch { // so that it can be watched from the start
+		err = t.touch(v.Published)
+	}
+	if err == nil {
+		err = m.records.save(v.record)
+	}
+	if err != nil {
 		t.close()
 		return err
 	}
@@ -235,6 +242,7 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 	default:
 		return errors.Join(err, unmount(v.TargetPath), removeEmptyTarget(v.TargetPath), m.kept.release(v.VolumeID, v.TargetPath, ""))
 	}
+	v.Set = t.current()
 	if err := m.records.save(v.record); err != nil {
 		return err
 	}
@@ -302,14 +310,20 @@ func (m *Manager) refresh(ctx context.Context, v *volume, since time.Time) (chan
 		return false, err
 	}
 	defer t.close()
+	// A driver that was killed after it had switched the files told nobody.
+	missed := v.Set != "" && v.Set != t.current()
 	changed, err = m.fill(ctx, t, v, since)
 	if err != nil {
 		return changed, err
 	}
-	if changed {
+	v.Set = t.current()
+	if changed = changed || missed; changed {
 		v.Changed = v.Refreshed
+		if v.onChange.Touch {
+			err = t.touch(time.Now())
+		}
 	}
-	return changed, m.records.save(v.record)
+	return changed, errors.Join(err, m.records.save(v.record))
 }
 
 // fill fetches the files of v and writes them to its mounted tmpfs. since is as in
@@ -379,6 +393,13 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time
 	if v.Interval, err = c.RotationInterval(); err != nil {
 		return fetched{}, err
 	}
+	if v.onChange, err = c.OnChange(); err != nil {
+		return fetched{}, err
+	}
+	sealable, err := c.SealedCache()
+	if err != nil {
+		return fetched{}, err
+	}
 	v.Provider = c.Spec.Provider
 	now := time.Now()
 	req, key := v.request(c), keptKey{v.VolumeID, v.TargetPath, c.Spec.Provider}
@@ -386,6 +407,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time
 	if req.Since = since; req.Since.IsZero() {
 		req.Since = now.Add(-startWindow)
 	}
+	req.Sealable, req.Starting = sealable, t == nil
 	if req.State, err = m.kept.get(key); err != nil {
 		return fetched{}, m.inContext(v, err)
 	}
@@ -399,7 +421,7 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time
 	}
 	made := madeBy(req, c)
 	if t != nil && made == v.Made {
-		req.Current = t.current
+		req.Current = t.file
 	}
 	result, err := m.ask(ctx, c.Spec.Provider, req, size)
 	v.leased = m.kept.has(v.VolumeID, v.TargetPath)
@@ -412,7 +434,10 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time
 		result.Clear()
 		return fetched{}, m.inContext(v, err)
 	}
-	v.Made, v.Objects, v.Refreshed, v.ValidUntil, v.RefreshAt = made, result.Versions, now, result.ValidUntil, result.RefreshAt
+	v.Made, v.Objects, v.Refreshed, v.ValidUntil, v.RefreshAt, v.SealedAt = made, result.Versions, now, result.ValidUntil, result.RefreshAt, result.SealedAt
+	if !v.SealedAt.IsZero() {
+		v.Refreshed = v.SealedAt
+	}
 	return fetched{result, size}, nil
 }
 

@@ -29,6 +29,7 @@ type store struct {
 	err        error
 	valid      time.Duration // how long what a fetch brings is valid; 0 for no bound
 	unmodified bool          // a refresh is answered with "not modified"
+	sealedAt   time.Time     // where not zero, what a fetch brings was kept sealed
 	requests   []provider.Request
 	fetched    func(req provider.Request) error   // where not nil, called by each fetch
 	release    func(provider, state string) error // where not nil, called by Release
@@ -85,6 +86,7 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 		return provider.Result{NotModified: true}, nil
 	}
 	result := provider.Result{Files: files(s.files), Versions: []provider.ObjectVersion{{ID: "o", Version: fmt.Sprint(len(s.requests))}}}
+	result.SealedAt = s.sealedAt
 	if s.valid > 0 {
 		result.ValidUntil = time.Now().Add(s.valid)
 	}
@@ -758,4 +760,95 @@ func TestFilesThatAProviderWroteTakeTheSameWay(t *testing.T) {
 	}
 	f.assertNothing(t, r)
 	gone()
+}
+
+// changedAt returns what the file ..changed has, and its inode.
+func changedAt(t *testing.T, r Request) (text string, inode uint64) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(r.TargetPath, changedFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Lstat(filepath.Join(r.TargetPath, changedFile), &stat); err != nil || stat.Mode != unix.S_IFREG|0o444 {
+		t.Errorf("its mode is %o, %v", stat.Mode, err)
+	}
+	if _, err := time.Parse(time.RFC3339Nano, strings.TrimSpace(string(b))); err != nil {
+		t.Error(err)
+	}
+	return string(b), stat.Ino
+}
+
+func TestAChangeIsWrittenToAFileThatStays(t *testing.T) {
+	f := newFixture(t)
+	f.parameters = map[string]string{provider.OnChangeKey: "- action: touch"}
+	r := f.request("web")
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	first, file := changedAt(t, r)
+	refresh := func(want bool) {
+		t.Helper()
+		if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); got.Changed != want || err != nil {
+			t.Fatalf("changed %v, %v", got.Changed, err)
+		}
+	}
+	refresh(false)
+	if again, same := changedAt(t, r); again != first || same != file {
+		t.Errorf("nothing has changed, and it says %s after %s", again, first)
+	}
+	f.restart(t)
+	f.set(map[string]string{"a": "2"}, nil)
+	refresh(true)
+	second, same := changedAt(t, r)
+	if second <= first || same != file {
+		t.Errorf("it says %s after %s, in file %d after %d", second, first, same, file)
+	}
+	f.parameters = nil
+	f.set(map[string]string{"a": "3"}, nil)
+	refresh(true)
+	if third, _ := changedAt(t, r); third != second {
+		t.Error("it is written though the class does not ask for it any more")
+	}
+	if got := visible(t, r.TargetPath); got["a"] != "3" {
+		t.Errorf("got %v", got)
+	}
+}
+
+// A driver that is killed after the switch has told nobody.
+func TestAChangeThatNobodyHeardOfIsToldByTheNextDriver(t *testing.T) {
+	for name, unmodified := range map[string]bool{"the store has the new files": false, "the store says not modified": true} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.parameters = map[string]string{provider.OnChangeKey: "- action: touch"}
+			r := f.request("web")
+			if err := f.Publish(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			first, _ := changedAt(t, r)
+			before, _ := f.Manager.Get(r.TargetPath)
+			tr, err := openTree(r.TargetPath)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if changed, err := writeSet(tr, files(map[string]string{"a": "2"}), false); !changed || err != nil {
+				t.Fatalf("changed %v, %v", changed, err)
+			}
+			tr.close()
+			f.restart(t)
+			f.set(map[string]string{"a": "2"}, nil)
+			f.unmodified = unmodified
+			for _, want := range []bool{true, false} {
+				if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); got.Changed != want || err != nil {
+					t.Fatalf("changed %v, %v", got.Changed, err)
+				}
+			}
+			if second, _ := changedAt(t, r); second == first {
+				t.Error("the pod was not told")
+			}
+			if after, _ := f.Manager.Get(r.TargetPath); !after.Changed.After(before.Changed) {
+				t.Errorf("it changed at %v, after %v", after.Changed, before.Changed)
+			}
+		})
+	}
 }

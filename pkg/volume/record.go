@@ -36,6 +36,8 @@ type record struct {
 	Objects    []provider.ObjectVersion `json:"objects,omitempty"`
 	// Made is a MAC of what the class said when the files were made.
 	Made string `json:"made,omitempty"`
+	// Set is the folder of the files, see writer.go.
+	Set string `json:"set,omitempty"`
 	// Credentials says that the volume was published with tokens or secrets: a
 	// refresh needs them again.
 	Credentials bool      `json:"credentials,omitempty"`
@@ -44,8 +46,9 @@ type record struct {
 	Refreshed   time.Time `json:"refreshed,omitzero"`
 	ValidUntil  time.Time `json:"validUntil,omitzero"`
 	RefreshAt   time.Time `json:"refreshAt,omitzero"`
+	SealedAt    time.Time `json:"sealedAt,omitzero"`
 	// Interval is the class's, see class.RotationInterval.
-	Interval time.Duration `json:"interval,omitempty"`
+	Interval class.Interval `json:"interval,omitzero"`
 }
 
 func (r record) key() string { return r.VolumeID + "\x00" + r.TargetPath }

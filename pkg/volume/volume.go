@@ -96,9 +96,14 @@ type Info struct {
 	Refreshed  time.Time // when they were last known to be current
 	ValidUntil time.Time // zero where the provider gave no bound
 	RefreshAt  time.Time // when the provider wants to be asked again; zero for whenever
+	// SealedAt is from when on the files are, where the pod started with an answer
+	// that was kept sealed and its store has given none since; else zero.
+	SealedAt time.Time
 	// Interval is how often the class wants to be refreshed, see
 	// class.RotationInterval.
-	Interval time.Duration
+	Interval class.Interval
+	// Signals are those that the class wants to be sent after a change.
+	Signals []class.Signal
 	// LastError is why the last refresh failed, nil where it did not.
 	LastError error
 	// Blocked says that a refresh has to wait for kubelet's next publish, which
@@ -116,14 +121,15 @@ type volume struct {
 	// do without credentials.
 	leased    bool
 	waiting   bool // for credentials
+	onChange  class.OnChange
 	lastError error
 }
 
 func (v *volume) info() Info {
 	return Info{
 		VolumeID: v.VolumeID, TargetPath: v.TargetPath, Class: v.Class, Provider: v.Provider, Pod: v.Pod, Objects: v.Objects,
-		Published: v.Published, Changed: v.Changed, Refreshed: v.Refreshed, ValidUntil: v.ValidUntil, RefreshAt: v.RefreshAt, Interval: v.Interval,
-		LastError: v.lastError, Blocked: v.blocked(), Waiting: v.waiting,
+		Published: v.Published, Changed: v.Changed, Refreshed: v.Refreshed, ValidUntil: v.ValidUntil, RefreshAt: v.RefreshAt, SealedAt: v.SealedAt, Interval: v.Interval,
+		Signals: v.onChange.Signals, LastError: v.lastError, Blocked: v.blocked(), Waiting: v.waiting,
 	}
 }
 
@@ -237,7 +243,7 @@ type Refreshed struct {
 	// RefreshAt is when the provider wants to be asked again; zero for whenever.
 	RefreshAt time.Time
 	// Interval is the class's, see Info.
-	Interval time.Duration
+	Interval class.Interval
 }
 
 // Observer hears what happens to volumes. It is called on the publish path and

@@ -25,6 +25,7 @@ import (
 //	..2026_11_21_07_30_00.1234567890/   one whole set of files
 //	..data -> ..2026_11_21_07_30_00.1234567890
 //	NAME -> ..data/NAME                 for each file or folder of the set
+//	..changed                           when that was another set last, if the class asks for it
 //
 // A reader that opens NAME, or watches ..data, sees the whole old set or the
 // whole new one.
@@ -32,6 +33,8 @@ const (
 	dataLink    = "..data"
 	dataNewLink = "..data_tmp"
 	ownPrefix   = ".."
+	// changedFile has the time of the last change, where the class asks for that.
+	changedFile = "..changed"
 	// newEntryLink is a link on its way to replace an entry that is no link.
 	newEntryLink = "..entry_tmp"
 )
@@ -144,7 +147,7 @@ func tidy(root *os.Root) (current string, present entrySet, err error) {
 		switch {
 		case !strings.HasPrefix(name, ownPrefix):
 			present[name] = e
-		case name != dataLink && name != current:
+		case name != dataLink && name != current && name != changedFile:
 			if err := root.RemoveAll(name); err != nil {
 				return "", nil, fmt.Errorf("remove what an interrupted write left: %w", err)
 			}
@@ -316,8 +319,31 @@ func sameFile(root *os.Root, name string, f provider.File, groupRead bool) (bool
 	return slices.Equal(held, f.Contents.Reveal()), nil
 }
 
-// current returns a copy of a file of the current set.
-func (t *tree) current(name string) (secret.Value, bool) {
+// current returns the folder of the current set, "" where there is none.
+func (t *tree) current() string {
+	name, err := t.root.Readlink(dataLink)
+	if err != nil {
+		return ""
+	}
+	return name
+}
+
+// touch writes a time to changedFile, in place: whoever watches that file sees it
+// change, which is not so with the files of a set.
+func (t *tree) touch(at time.Time) error {
+	fd, err := unix.Openat2(t.fd, changedFile, &unix.OpenHow{
+		Flags: unix.O_WRONLY | unix.O_CREAT | unix.O_CLOEXEC | unix.O_NOFOLLOW, Mode: 0o444, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", changedFile, err)
+	}
+	w := os.NewFile(uintptr(fd), changedFile)
+	_, err = w.WriteAt([]byte(at.UTC().Format("2006-01-02T15:04:05.000000000Z07:00\n")), 0)
+	return errors.Join(err, w.Close())
+}
+
+// file returns a copy of a file of the current set.
+func (t *tree) file(name string) (secret.Value, bool) {
 	if provider.CheckPath(name) != nil {
 		return secret.Value{}, false
 	}

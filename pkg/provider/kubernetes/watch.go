@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,11 +36,24 @@ func (p *Provider) WatchAs(ctx context.Context, request func() provider.Request,
 		return err
 	}
 	events := make(chan struct{}, 1)
+	sources := d.sources()
+	opened := make(chan struct{}, len(sources))
 	group, ctx := errgroup.WithContext(ctx)
-	for _, s := range d.sources() {
-		group.Go(func() error { return provider.Guarded(func() error { return p.follow(ctx, s, d, request, events) }) })
+	for _, s := range sources {
+		group.Go(func() error {
+			open := sync.OnceFunc(func() { opened <- struct{}{} })
+			return provider.Guarded(func() error { return p.follow(ctx, s, d, request, open, events) })
+		})
 	}
 	group.Go(func() error {
+		for range sources {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-opened:
+			}
+		}
+		changed()
 		for {
 			select {
 			case <-ctx.Done():
@@ -52,12 +66,12 @@ func (p *Provider) WatchAs(ctx context.Context, request func() provider.Request,
 	return group.Wait()
 }
 
-// follow tells events of each change of a source, until ctx ends or the API server
-// refuses.
-func (p *Provider) follow(ctx context.Context, s source, d *params, request func() provider.Request, events chan<- struct{}) error {
+// follow calls opened whenever a watch of a source begins, and tells events of each
+// change, until ctx ends or the API server refuses.
+func (p *Provider) follow(ctx context.Context, s source, d *params, request func() provider.Request, opened func(), events chan<- struct{}) error {
 	known := "" // the version that was seen last; empty for none yet
 	for {
-		err := p.watchOnce(ctx, s, d, request(), func(version string) {
+		err := p.watchOnce(ctx, s, d, request(), opened, func(version string) {
 			if known != "" && known != version {
 				select {
 				case events <- struct{}{}:
@@ -83,7 +97,7 @@ func (p *Provider) follow(ctx context.Context, s source, d *params, request func
 // watchOnce tells the version of a source, and each that follows, until the watch
 // ends by itself (https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes).
 // One that begins without a version begins with the source as it is.
-func (p *Provider) watchOnce(ctx context.Context, s source, d *params, req provider.Request, seen func(version string)) error {
+func (p *Provider) watchOnce(ctx context.Context, s source, d *params, req provider.Request, opened func(), seen func(version string)) error {
 	if len(req.Tokens) == 0 {
 		return fmt.Errorf("watch %s: %w", s.in(req.Pod), provider.ErrNoCredentials)
 	}
@@ -109,6 +123,7 @@ func (p *Provider) watchOnce(ctx context.Context, s source, d *params, req provi
 		failure.Err = fmt.Errorf("the API server answers %s", response.Status)
 		return failure
 	}
+	opened()
 	lines := json.NewDecoder(response.Body)
 	for {
 		var event struct {

@@ -68,6 +68,7 @@ func TestChangesAreWatchedAsThePod(t *testing.T) {
 	db, settings := s.events["secrets/db"], s.events["configmaps/settings"]
 	send(db, event("ADDED", 1)) // as it is
 	send(settings, event("ADDED", 1))
+	<-changed // it is
 	send(db, event("MODIFIED", 2))
 	<-changed
 	send(settings, event("DELETED", 2))

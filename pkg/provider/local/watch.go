@@ -26,7 +26,7 @@ const (
 // maxLinks is how many links Linux follows on one path.
 const maxLinks = 40
 
-// Watch calls changed after something happened to the folder and what lies
+// Watch calls changed at once, and after something happened to the folder and what lies
 // below it, or to the age file or its identity file. It sees links swapped and
 // folders replaced anywhere on the way there, and waits for what does not exist
 // yet. It uses one inotify instance, and one watch for each folder.
@@ -42,6 +42,7 @@ func (p *Provider) Watch(ctx context.Context, parameters map[string]string, chan
 	if err != nil {
 		return err
 	}
+	changed()
 	return w.run(ctx, changed)
 }
 

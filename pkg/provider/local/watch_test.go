@@ -207,7 +207,9 @@ func TestAWatchEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	for range 10 {
-		go func() { ended <- New().Watch(ctx, class("path", dir), func() {}) }()
+		begun := make(chan struct{}, 10)
+		go func() { ended <- New().Watch(ctx, class("path", dir), func() { begun <- struct{}{} }) }()
+		<-begun
 	}
 	write(t, dir, map[string]string{"file": "1"})
 	cancel()
