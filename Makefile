@@ -100,8 +100,9 @@ vuln: ## look for known vulnerabilities; needs a network that reaches vuln.go.de
 	go run $(GOVULNCHECK) ./...
 
 .PHONY: bench
-bench: build ## rates, latencies and memory, beside the kernel's floor in the same run
+bench: build ## rates, latencies and memory, beside the kernel's floor in the same run, and what stores are asked
 	go run ./test/bench -driver bin/csi-secrets
+	CSI_SECRETS_FLEET=1000 go test -count=1 -timeout 5m -v -run Fleet ./test/bench
 
 .PHONY: bench-peer
 bench-peer: ## the same side by side with secrets-store-csi-driver, in a cluster; needs root

@@ -7,7 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"sigs.k8s.io/yaml"
 
 	"github.com/csi-secrets/csi-secrets/internal/standalone"
+	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/test/canned"
 )
 
@@ -38,21 +40,24 @@ const (
 	// settled is how long a driver is left alone before its idle memory is
 	// read. It is longer than what a new watch of a source takes to catch up.
 	settled = 1500 * time.Millisecond
-	// visible bounds the wait for a refresh.
-	visible = 30 * time.Second
+	// patience bounds the wait for a refresh.
+	patience = 30 * time.Second
 )
 
 // bench is one run. Its methods measure; they are called one after another.
 type bench struct {
 	settings
 
-	report report
-	driver string // the program
+	report *report // of the part that is measured
+	driver string  // the program
 	layout standalone.Layout
 	source string // the folder that localClass reads
 	change int    // counts the values that were written there
 
 	node *standalone.Node
+
+	store       *store // the simulated one
+	address, ca string // of the Vault that it is
 }
 
 // newBench lays out a node on a tmpfs: what is measured is the driver and the
@@ -78,40 +83,57 @@ func newBench(s settings, folder string) (*bench, error) {
 			return nil, err
 		}
 	}
-	classes := map[string]string{
-		localClass:  "provider: local\n  parameters:\n    path: " + strconv.Quote(b.source),
-		pluginClass: "provider: " + pluginName + "\n  parameters:\n    key: value",
-	}
-	for name, spec := range classes {
-		text := fmt.Sprintf("apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata:\n  name: %s\nspec:\n  %s\n", name, spec)
-		if err := os.WriteFile(filepath.Join(layout.Classes(), name+".yaml"), []byte(text), 0o644); err != nil {
-			return nil, err
-		}
-	}
-	b.report, err = newReport(s, b.driver)
-	return b, err
+	return b, errors.Join(b.writeClass(localClass, "", "local", map[string]string{"path": b.source}),
+		b.writeClass(pluginClass, "", pluginName, map[string]string{"key": "value"}))
 }
 
-// rounds measures everything as often as is asked for.
-func (b *bench) rounds(ctx context.Context) error {
-	stop, err := canned.Serve(b.layout.Providers(), pluginName, files)
+// writeClass writes a class in one step. refresh is the value of the annotation
+// that has its volumes refreshed.
+func (b *bench) writeClass(name, refresh, provider string, parameters map[string]string) error {
+	c := class.SecretProviderClass{Spec: class.Spec{Provider: provider, Parameters: parameters}}
+	c.APIVersion, c.Kind, c.Name, c.Annotations = class.Group+"/"+class.Version, class.Kind, name, map[string]string{class.RefreshAnnotation: refresh}
+	text, err := yaml.Marshal(c)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	for i := range b.settings.rounds {
-		fmt.Fprintf(os.Stderr, "round %d of %d\n", i+1, b.settings.rounds)
-		if err := b.round(ctx); err != nil {
-			return fmt.Errorf("round %d: %w%s", i+1, err, b.lastOfLog())
+	hidden := filepath.Join(b.layout.Classes(), ".new")
+	if err := os.WriteFile(hidden, text, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(hidden, filepath.Join(b.layout.Classes(), name+".yaml"))
+}
+
+// rounds measures a part as often as is asked for.
+func (b *bench) rounds(ctx context.Context, part string, n int, round func(context.Context) error) error {
+	for i := range n {
+		fmt.Fprintf(os.Stderr, "%s: round %d of %d\n", part, i+1, n)
+		if err := round(ctx); err != nil {
+			return fmt.Errorf("%s, round %d: %w%s", part, i+1, err, b.lastOfLog())
 		}
 		b.report.endRound()
 	}
 	return nil
 }
 
+// floor is the subject whose calls are the measure of all others'.
+const floor = "floor"
+
+// measureCalls measures the driver by itself: its calls, its memory, and refreshes
+// from a source that tells of changes.
+func (b *bench) measureCalls(ctx context.Context) error {
+	b.report = newReport(fmt.Sprintf("median of %d rounds; a round makes %d calls one at a time and %d calls %d at a time",
+		b.settings.rounds, b.single, b.count, b.parallel), floor)
+	stop, err := canned.Serve(b.layout.Providers(), pluginName, files)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return b.rounds(ctx, callsPart, b.settings.rounds, b.round)
+}
+
 // round measures everything once, with a driver of its own.
 func (b *bench) round(ctx context.Context) error {
-	if err := b.start(ctx); err != nil {
+	if err := b.start(ctx, time.Hour); err != nil { // no refresh but the measured ones comes between
 		return err
 	}
 	defer b.node.Kill()
@@ -132,7 +154,7 @@ func (b *bench) round(ctx context.Context) error {
 		kept = append(kept, one)
 	}
 	time.Sleep(settled)
-	if err := b.refresh("refresh of 1 volume, source to pod", kept[0]); err != nil {
+	if err := b.refresh(kept[0]); err != nil {
 		return err
 	}
 	if err := b.many(ctx); err != nil {
@@ -152,14 +174,14 @@ func (b *bench) round(ctx context.Context) error {
 	return b.node.Stop()
 }
 
-func (b *bench) start(ctx context.Context) error {
+// start starts a driver with this interval of refreshes, and lets it settle.
+func (b *bench) start(ctx context.Context, interval time.Duration) error {
 	log, err := os.Create(filepath.Join(b.layout.Root, "driver.log"))
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	// No refresh but the measured ones comes between.
-	arguments := b.layout.Arguments("--rotation-poll-interval", "1h")
+	arguments := b.layout.Arguments("--rotation-poll-interval", interval.String())
 	if b.node, err = standalone.Start(ctx, b.layout, log, b.driver, arguments...); err != nil {
 		return err
 	}
@@ -184,14 +206,22 @@ func (b *bench) many(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.publish(ctx, volumes, b.parallel, b.node.NodeClient); err != nil {
+	some := min(200, (b.settings.volumes+1)/2)
+	first, rest := batch{volumes.requests[:some]}, batch{volumes.requests[some:]}
+	if _, err := b.publish(ctx, first, b.parallel, b.node.NodeClient); err != nil {
+		return err
+	}
+	if err := b.refresh(first); err != nil {
+		return err
+	}
+	if _, err := b.publish(ctx, rest, b.parallel, b.node.NodeClient); err != nil {
 		return err
 	}
 	mounted := fmt.Sprintf("memory, %d volumes mounted", b.settings.volumes)
 	if err := b.memory(mounted); err != nil {
 		return err
 	}
-	if err := b.refresh(fmt.Sprintf("refresh of %d volumes, source to last pod", b.settings.volumes), volumes); err != nil {
+	if err := b.refresh(volumes); err != nil {
 		return err
 	}
 	if err := b.memory(mounted + " and refreshed"); err != nil {
@@ -322,11 +352,10 @@ func (b *bench) memory(name string) error {
 	return err
 }
 
-// refresh changes a secret at its source and notes how long it takes until
-// the last of the volumes has the new value.
-func (b *bench) refresh(name string, volumes batch) error {
-	b.change++
-	value := fmt.Sprintf("changed-%d", b.change)
+// refresh changes a secret at its source and notes how long it takes until the
+// volumes have the new value.
+func (b *bench) refresh(volumes batch) error {
+	value := b.nextValue()
 	if err := os.WriteFile(filepath.Join(b.source, ".new"), []byte(value), 0o644); err != nil {
 		return err
 	}
@@ -334,23 +363,53 @@ func (b *bench) refresh(name string, volumes batch) error {
 	if err := os.Rename(filepath.Join(b.source, ".new"), filepath.Join(b.source, "password")); err != nil {
 		return err
 	}
+	l, err := b.visible(volumes, value, began)
+	if err != nil {
+		return err
+	}
+	if n := len(volumes.requests); n > 1 {
+		name := fmt.Sprintf("refresh of %d volumes, source to ", n)
+		b.report.add(name+"pod, p50", milliseconds, l.percentile(50))
+		b.report.add(name+"pod, p99", milliseconds, l.percentile(99))
+		b.report.add(name+"last pod", milliseconds, l.percentile(100))
+	} else {
+		b.report.add("refresh of 1 volume, source to pod", milliseconds, l.percentile(100))
+	}
+	return nil
+}
+
+// nextValue returns a value that the secret never had.
+func (b *bench) nextValue() string {
+	b.change++
+	return fmt.Sprintf("changed-%d", b.change)
+}
+
+// visible waits until the volumes have the value, and returns how long after began
+// each of them had: the kernel notes when its ..data was renamed, to a tick.
+func (b *bench) visible(volumes batch, value string, began time.Time) (load, error) {
+	l := load{}
 	for _, request := range volumes.requests {
 		for {
 			held, err := os.ReadFile(filepath.Join(request.TargetPath, "password"))
 			if err != nil {
-				return fmt.Errorf("a reader failed while its volume was refreshed: %w", err)
+				return l, fmt.Errorf("a reader failed while its volume was refreshed: %w", err)
 			}
 			if string(held) == value {
 				break
 			}
-			if time.Since(began) > visible {
-				return fmt.Errorf("%s: %s still has the old value after %v", name, request.VolumeId, visible)
+			if time.Since(began) > patience {
+				return l, fmt.Errorf("%s still has the old value after %v", request.VolumeId, patience)
 			}
-			time.Sleep(200 * time.Microsecond)
+			time.Sleep(2 * time.Millisecond)
 		}
+		var data unix.Stat_t
+		if err := unix.Lstat(filepath.Join(request.TargetPath, "..data"), &data); err != nil {
+			return l, err
+		}
+		l.latencies = append(l.latencies, time.Unix(data.Ctim.Unix()).Sub(began))
 	}
-	b.report.addDuration(name, time.Since(began))
-	return nil
+	slices.Sort(l.latencies)
+	return l, nil
 }
 
 // batch is a number of volumes that are published together.
@@ -363,7 +422,8 @@ type batch struct {
 func (b *bench) newBatch(class, pods string, n int) (batch, error) {
 	v := batch{make([]*csi.NodePublishVolumeRequest, n)}
 	for i := range v.requests {
-		volume := standalone.Volume{Pod: fmt.Sprintf("%s-%d", pods, i), Class: class, Tokens: tokens}
+		pod := fmt.Sprintf("%s-%d", pods, i)
+		volume := standalone.Volume{Pod: pod, Class: class, Tokens: tokens(pod)}
 		v.requests[i] = volume.PublishRequest(b.layout)
 		if err := os.MkdirAll(filepath.Dir(v.requests[i].TargetPath), 0o750); err != nil {
 			return v, err
@@ -371,9 +431,6 @@ func (b *bench) newBatch(class, pods string, n int) (batch, error) {
 	}
 	return v, nil
 }
-
-// tokens are as long as what kubelet sends for one audience.
-var tokens = fmt.Sprintf(`{"bench":{"token":%q,"expirationTimestamp":"2036-01-01T00:00:00Z"}}`, strings.Repeat("no-token", 140))
 
 // publish publishes the volumes and looks, once the time is taken, that they
 // are there.

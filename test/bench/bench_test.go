@@ -138,14 +138,14 @@ func TestAPercentileIsTheLeastThatSoManyDoNotExceed(t *testing.T) {
 }
 
 func TestTheMedianOfRoundsAndTheirRatioToTheFloorOfTheSameRound(t *testing.T) {
-	r := report{byName: map[string]*measurement{}}
+	r := newReport("", floor)
 	for _, round := range []struct{ floor, local time.Duration }{{1, 4}, {2, 4}, {10, 30}} {
 		r.addLoad(floor, "publish", 1, load{latencies: []time.Duration{round.floor * time.Millisecond}})
 		r.addLoad(localClass, "publish", 1, load{latencies: []time.Duration{round.local * time.Millisecond}})
 		r.endRound()
 	}
 	m := r.byName["local: publish, one at a time, p50"]
-	if m.Median != 4 || m.Min != 4 || m.Max != 30 || !slices.Equal(m.ratios, []float64{4, 2, 3}) || m.FloorRatio != 3 {
+	if m.Median != 4 || m.Min != 4 || m.Max != 30 || !slices.Equal(m.ratios, []float64{4, 2, 3}) || m.Ratio != 3 {
 		t.Errorf("got %+v", m)
 	}
 }

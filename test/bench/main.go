@@ -9,10 +9,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/csi-secrets/csi-secrets/internal/sandbox"
@@ -29,8 +32,18 @@ type settings struct {
 	count    int
 	parallel int
 	volumes  int
+	pods     int
+	parts    string
 	output   string
 }
+
+// The parts of a run.
+const (
+	callsPart = "calls"
+	storePart = "store"
+)
+
+var parts = map[string]func(*bench, context.Context) error{callsPart: (*bench).measureCalls, storePart: (*bench).measureStore}
 
 func main() { os.Exit(run(os.Args[1:])) }
 
@@ -69,6 +82,8 @@ func parse(arguments []string) (settings, error) {
 	flags.IntVar(&s.count, "count", 2000, "calls of a round many at a time")
 	flags.IntVar(&s.parallel, "parallel", 64, "how many are \"many at a time\"")
 	flags.IntVar(&s.volumes, "volumes", 500, "volumes that are mounted while memory and refresh are measured")
+	flags.IntVar(&s.pods, "pods", 1000, "pods whose volumes are of the simulated store")
+	flags.StringVar(&s.parts, "parts", callsPart+","+storePart, "what is measured, by comma")
 	flags.StringVar(&s.output, "o", "text", "output: text or json")
 	if err := flags.Parse(arguments); err != nil {
 		return s, err
@@ -76,10 +91,15 @@ func parse(arguments []string) (settings, error) {
 	switch {
 	case flags.NArg() > 0:
 		return s, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case s.rounds < 1 || s.single < 1 || s.count < 1 || s.parallel < 1 || s.volumes < 1:
-		return s, errors.New("-rounds, -single, -count, -parallel and -volumes must be 1 at least")
+	case s.rounds < 1 || s.single < 1 || s.count < 1 || s.parallel < 1 || s.volumes < 1 || s.pods < 1:
+		return s, errors.New("-rounds, -single, -count, -parallel, -volumes and -pods must be 1 at least")
 	case s.output != "text" && s.output != "json":
 		return s, fmt.Errorf("-o %s is neither text nor json", s.output)
+	}
+	for part := range strings.SplitSeq(s.parts, ",") {
+		if parts[part] == nil {
+			return s, fmt.Errorf("-parts has %q: there are %s", part, strings.Join(slices.Sorted(maps.Keys(parts)), ", "))
+		}
 	}
 	return s, nil
 }
@@ -112,22 +132,37 @@ func provideDriver(given, path string) error {
 func measureAll(s settings, folder string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	b, err := newBench(s, folder)
-	if err == nil {
-		err = b.rounds(ctx)
-	}
-	if err != nil {
+	if err := measureParts(ctx, s, folder); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
 		return 1
 	}
-	if s.output == "json" {
-		err = b.report.writeJSON(os.Stdout)
-	} else {
-		err = b.report.writeText(os.Stdout)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
 	return 0
+}
+
+func measureParts(ctx context.Context, s settings, folder string) error {
+	b, err := newBench(s, folder)
+	if err != nil {
+		return err
+	}
+	m, err := thisMachine(b.driver)
+	if err != nil {
+		return err
+	}
+	var reports []*report
+	for part := range strings.SplitSeq(s.parts, ",") {
+		if err := parts[part](b, ctx); err != nil {
+			return err
+		}
+		reports = append(reports, b.report)
+	}
+	if s.output == "json" {
+		return writeJSON(os.Stdout, m, s, reports)
+	}
+	m.writeText(os.Stdout)
+	for _, r := range reports {
+		if err := r.writeText(os.Stdout); err != nil {
+			return err
+		}
+	}
+	return nil
 }

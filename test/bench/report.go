@@ -17,13 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// report collects what rounds measure. Every round adds the same measures in
-// the same order.
+// report collects what the rounds of a part measure. Every round adds the same
+// measures in the same order.
 type report struct {
-	machine  machine
-	settings settings
-	measures []*measurement
-	byName   map[string]*measurement
+	title     string
+	reference string // the subject that others are measured by, and comes before them
+	measures  []*measurement
+	byName    map[string]*measurement
 }
 
 // machine is what the numbers hold for.
@@ -43,23 +43,24 @@ type measurement struct {
 	Min    float64   `json:"min"`
 	Max    float64   `json:"max"`
 	Rounds []float64 `json:"rounds"`
-	// FloorRatio is the median, over the rounds, of the value over that of the
-	// floor in the same round.
-	FloorRatio float64 `json:"floorRatio,omitempty"`
-	Target     string  `json:"target,omitempty"`
+	// Ratio is the median, over the rounds, of the value over that of the
+	// report's reference in the same round.
+	Ratio  float64 `json:"ratio,omitempty"`
+	Target string  `json:"target,omitempty"`
 
-	floor  *measurement
-	ratios []float64
+	reference *measurement
+	ratios    []float64
 }
-
-// floor is the subject whose calls are the measure of all others'.
-const floor = "floor"
 
 // The units of measurements.
 const (
 	milliseconds = "ms"
+	seconds      = "s"
 	perSecond    = "/s"
+	perHour      = "/h"
 	megabytes    = "MB"
+	multiple     = "×"
+	count        = ""
 )
 
 // targets are what the project holds itself to.
@@ -71,60 +72,61 @@ var targets = map[string]string{
 	"memory, idle": "< 30 MB",
 }
 
-func newReport(s settings, driver string) (report, error) {
-	r := report{settings: s, byName: map[string]*measurement{}}
+func newReport(title, reference string) *report {
+	return &report{title: title, reference: reference, byName: map[string]*measurement{}}
+}
+
+// thisMachine tells of the machine, and of the driver that is measured.
+func thisMachine(driver string) (machine, error) {
 	info, err := os.Stat(driver)
 	if err != nil {
-		return r, err
+		return machine{}, err
 	}
 	build, err := buildinfo.ReadFile(driver)
 	if err != nil {
-		return r, fmt.Errorf("read how the driver was built: %w", err)
+		return machine{}, fmt.Errorf("read how the driver was built: %w", err)
 	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
-		return r, err
+		return machine{}, err
 	}
-	r.machine = machine{
+	m := machine{
 		Cores: runtime.NumCPU(), Kernel: string(bytes.TrimRight(name.Release[:], "\x00")), Go: build.GoVersion, DriverBytes: info.Size(),
 	}
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
-		r.machine.Load, _, _ = strings.Cut(string(load), " ")
+		m.Load, _, _ = strings.Cut(string(load), " ")
 	}
-	return r, nil
+	return m, nil
 }
 
 // addLoad adds what calls took: one at a time their median against that of the
-// floor, many at a time their rate. Calls without a floor, such as republish,
+// reference, many at a time their rate. Calls without a floor, such as republish,
 // which touches nothing, stand alone.
 func (r *report) addLoad(subject, call string, parallel int, l load) {
 	if parallel == 1 {
 		name := call + ", one at a time, p"
-		r.addAgainstFloor(subject, name+"50", milliseconds, l.percentile(50))
+		r.addOf(subject, name+"50", milliseconds, l.percentile(50))
 		r.add(subject+": "+name+"90", milliseconds, l.percentile(90))
 		r.add(subject+": "+name+"99", milliseconds, l.percentile(99))
 		return
 	}
 	name := fmt.Sprintf("%s, %d at a time, ", call, parallel)
-	r.addAgainstFloor(subject, name+"rate", perSecond, l.rate())
+	r.addOf(subject, name+"rate", perSecond, l.rate())
 	for _, p := range []float64{50, 90, 99} {
 		r.add(fmt.Sprintf("%s: %sp%.0f", subject, name, p), milliseconds, l.percentile(p))
 	}
 }
 
-func (r *report) addAgainstFloor(subject, name, unit string, value float64) {
+// addOf adds a measure of a subject, against that of the reference.
+func (r *report) addOf(subject, name, unit string, value float64) {
 	m := r.add(subject+": "+name, unit, value)
-	if subject != floor {
-		m.floor = r.byName[floor+": "+name]
+	if subject != r.reference {
+		m.reference = r.byName[r.reference+": "+name]
 	}
 }
 
 func (r *report) addProcessorTime(subject, call string, each time.Duration) {
 	r.add(fmt.Sprintf("%s: %s, processor time of the driver for each", subject, call), milliseconds, each.Seconds()*1e3)
-}
-
-func (r *report) addDuration(name string, d time.Duration) {
-	r.add(name, milliseconds, d.Seconds()*1e3)
 }
 
 func (r *report) addMemory(name string, m memory) {
@@ -148,10 +150,9 @@ func (r *report) add(name, unit string, value float64) *measurement {
 func (r *report) endRound() {
 	for _, m := range r.measures {
 		m.Median, m.Min, m.Max = median(m.Rounds), slices.Min(m.Rounds), slices.Max(m.Rounds)
-		if m.floor != nil {
-			last := len(m.Rounds) - 1
-			m.ratios = append(m.ratios, m.Rounds[last]/m.floor.Rounds[last])
-			m.FloorRatio = median(m.ratios)
+		if last := len(m.Rounds) - 1; m.reference != nil && m.reference.Rounds[last] > 0 {
+			m.ratios = append(m.ratios, m.Rounds[last]/m.reference.Rounds[last])
+			m.Ratio = median(m.ratios)
 		}
 	}
 }
@@ -165,12 +166,14 @@ func median(values []float64) float64 {
 	return (sorted[middle-1] + sorted[middle]) / 2
 }
 
-func (r *report) writeText(w io.Writer) error {
-	m, s := r.machine, r.settings
+func (m machine) writeText(w io.Writer) {
 	fmt.Fprintf(w, "%d cores, Linux %s, load %s; driver of %.1f MB built with %s\n", m.Cores, m.Kernel, m.Load, float64(m.DriverBytes)/1e6, m.Go)
-	fmt.Fprintf(w, "median of %d rounds; a round makes %d calls one at a time and %d calls %d at a time\n\n", s.rounds, s.single, s.count, s.parallel)
+}
+
+func (r *report) writeText(w io.Writer) error {
+	fmt.Fprintf(w, "\n%s\n\n", r.title)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "what\tmedian\tmin–max\tfloor ×\ttarget")
+	fmt.Fprintf(t, "what\tmedian\tmin–max\t%s ×\ttarget\n", r.reference)
 	group := ""
 	for _, m := range r.measures {
 		if now, _, _ := strings.Cut(m.Name, ","); now != group {
@@ -180,8 +183,8 @@ func (r *report) writeText(w io.Writer) error {
 			group = now
 		}
 		ratio := ""
-		if m.FloorRatio > 0 {
-			ratio = fmt.Sprintf("%.2f", m.FloorRatio)
+		if m.Ratio > 0 {
+			ratio = fmt.Sprintf("%.2f", m.Ratio)
 		}
 		fmt.Fprintf(t, "%s\t%s %s\t%s–%s\t%s\t%s\n", m.Name, number(m.Median, m.Unit), m.Unit, number(m.Min, m.Unit), number(m.Max, m.Unit), ratio, m.Target)
 	}
@@ -191,7 +194,7 @@ func (r *report) writeText(w io.Writer) error {
 // number writes a value with the digits that mean something in its unit.
 func number(value float64, unit string) string {
 	switch {
-	case unit == megabytes:
+	case unit == megabytes, unit == seconds, unit == multiple:
 		return fmt.Sprintf("%.1f", value)
 	case unit == milliseconds && value < 10:
 		return fmt.Sprintf("%.3f", value)
@@ -205,7 +208,11 @@ func number(value float64, unit string) string {
 	return digits
 }
 
-func (r *report) writeJSON(w io.Writer) error {
+func writeJSON(w io.Writer, m machine, s settings, reports []*report) error {
+	var measures []*measurement
+	for _, r := range reports {
+		measures = append(measures, r.measures...)
+	}
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
@@ -214,8 +221,8 @@ func (r *report) writeJSON(w io.Writer) error {
 		Settings map[string]int `json:"settings"`
 		Measures []*measurement `json:"measures"`
 	}{
-		r.machine,
-		map[string]int{"rounds": r.settings.rounds, "single": r.settings.single, "count": r.settings.count, "parallel": r.settings.parallel, "volumes": r.settings.volumes},
-		r.measures,
+		m,
+		map[string]int{"rounds": s.rounds, "single": s.single, "count": s.count, "parallel": s.parallel, "volumes": s.volumes, "pods": s.pods},
+		measures,
 	})
 }

@@ -9,5 +9,7 @@
 //
 // The tests run in a mount namespace of their own and, for an ordinary user, in
 // a user namespace of their own. CSI_SECRETS_BIN names the binary to test;
-// without it the one of this module is built.
+// without it the one of this module is built. CSI_SECRETS_ROTATIONS is how often a
+// volume is refreshed under its readers, and CSI_SECRETS_KILLS how often the driver
+// is killed while it refreshes one; 10000 and 200 take a quarter of an hour.
 package faults

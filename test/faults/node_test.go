@@ -54,7 +54,7 @@ type node struct {
 // before it publishes them. At the end of the test nothing else may be left.
 func newNode(t *testing.T, more ...standalone.Volume) *node {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
+	ctx, cancel := context.WithCancel(context.Background())
 	root := filepath.Join(base, fmt.Sprintf("n%d", nodes.Add(1)))
 	n := &node{t: t, ctx: ctx, report: root + ".report", volume: standalone.Volume{Pod: "web", Class: "app"}}
 	must(t, os.Mkdir(root, 0o755))

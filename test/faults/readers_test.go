@@ -131,8 +131,8 @@ func entriesResolve(target string) error {
 }
 
 // refreshWhile refreshes a volume from generation 1 to the last, while each of
-// the readers loops.
-func refreshWhile(t *testing.T, last int, sets func(int) set, readers ...func(target string) error) {
+// the readers loops. Once a generation is at the source, happens is called.
+func refreshWhile(t *testing.T, last int, sets func(int) set, happens func(n *node, g int), readers ...func(target string) error) {
 	n := newNode(t)
 	n.follow()
 	n.point(sets(1))
@@ -158,6 +158,7 @@ func refreshWhile(t *testing.T, last int, sets func(int) set, readers ...func(ta
 	}
 	for g := 2; g <= last && !t.Failed(); g++ {
 		n.point(sets(g))
+		happens(n, g)
 		n.awaitSet(sets(g))
 	}
 	stop()
@@ -166,11 +167,51 @@ func refreshWhile(t *testing.T, last int, sets func(int) set, readers ...func(ta
 	n.must(n.unpublish())
 }
 
+func nothing(*node, int) {}
+
+// number is what a variable of the environment says, for runs that last.
+func number(t *testing.T, variable string, fallback int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return fallback
+	}
+	n, err := strconv.Atoi(text)
+	must(t, err)
+	return n
+}
+
 func TestReadersSeeOneGenerationWhileTheVolumeIsRefreshed(t *testing.T) {
 	t.Parallel()
-	refreshWhile(t, 100, changing,
+	refreshWhile(t, number(t, "CSI_SECRETS_ROTATIONS", 100), changing, nothing,
 		func(target string) error { return readGeneration(target, changing) },
 		func(target string) error { return readInOrder(target, "a", "nested/c", "b") })
+}
+
+// The driver is killed in the middle of every refresh, as near to the switch to the
+// new set as can be. Readers see whole sets all the while, and the next driver
+// brings the new one.
+func TestReadersSeeOneGenerationWhileEachRefreshIsKilled(t *testing.T) {
+	t.Parallel()
+	kills, late := number(t, "CSI_SECRETS_KILLS", 15), 0
+	wait := 60 * time.Millisecond
+	refreshWhile(t, 1+kills, changing, func(n *node, g int) {
+		time.Sleep(wait) // the random moment
+		n.kill()
+		_, s, err := readSet(n.target())
+		n.must(err)
+		step := rand.N(wait / 8)
+		if s.equal(changing(g)) {
+			wait -= step
+			late++
+		} else {
+			wait += step
+		}
+		n.start(noInterval)
+	},
+		func(target string) error { return readGeneration(target, changing) },
+		func(target string) error { return readInOrder(target, "a", "nested/c", "b") })
+	t.Logf("%d kills, %d of them after the switch", kills, late)
 }
 
 func TestR10NoEntryDanglesWhileFilesAreAdded(t *testing.T) {
@@ -182,7 +223,7 @@ func TestR10NoEntryDanglesWhileFilesAreAdded(t *testing.T) {
 		}
 		return generation(g, paths...)
 	}
-	refreshWhile(t, 40, growing, entriesResolve, entriesResolve)
+	refreshWhile(t, 40, growing, nothing, entriesResolve, entriesResolve)
 }
 
 // 20 volumes are published, refreshed and unpublished, all at the same time,

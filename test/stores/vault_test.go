@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -268,17 +270,15 @@ func TestADriverThatIsKilledAllTheTimeLosesAndLeaksNothing(t *testing.T) {
 	v := w.volume(t, "web", "db")
 	w.publish(t, v)
 	u := logInForever(t, pg, w.node.Layout, v)
-	kills := 0
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); kills++ {
-		time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Second))))
+	for i := range kills(t) {
+		time.Sleep(rand.N(2 * time.Second))
 		w.node.Kill()
 		w.again(t)
-		if kills%3 == 0 {
+		if i%3 == 0 {
 			w.publish(t, v) // as kubelet does every now and then
 		}
 	}
 	u.end(t)
-	t.Logf("%d kills", kills)
 	must(t, w.node.Unpublish(harness.Timeout(t), v))
 	harness.Eventually(t, "no user of the volume is left", func() bool {
 		roles, err := pg.Roles(t.Context())
@@ -288,6 +288,19 @@ func TestADriverThatIsKilledAllTheTimeLosesAndLeaksNothing(t *testing.T) {
 	if err != nil || len(leases) > 0 {
 		t.Errorf("left are the leases %q, %v", leases, err)
 	}
+}
+
+// kills is how often the driver is killed: CSI_SECRETS_KILLS says more.
+func kills(t *testing.T) int {
+	text := os.Getenv("CSI_SECRETS_KILLS")
+	if text == "" {
+		return 30
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // Certificate and key are always of one pair, and replaced before two thirds of
