@@ -31,6 +31,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/driver"
 	"github.com/csi-secrets/csi-secrets/pkg/fetch"
 	"github.com/csi-secrets/csi-secrets/pkg/metrics"
+	"github.com/csi-secrets/csi-secrets/pkg/notice"
 	"github.com/csi-secrets/csi-secrets/pkg/process"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/kubernetes"
@@ -65,6 +66,7 @@ type nodeOptions struct {
 	logJSON          bool
 	providers        providerOptions
 	sealed           sealedOptions
+	notices          noticeOptions
 }
 
 // olderNames are the spellings that secrets-store-csi-driver has for flags.
@@ -118,6 +120,7 @@ YAML files of a folder, and no API server is needed.`,
 	flags.BoolVar(&o.logJSON, "log-format-json", false, "log as JSON")
 	o.providers.addFlags(flags)
 	o.sealed.addFlags(flags)
+	o.notices.addFlags(flags)
 	addLogFlags(flags)
 	addFlagsOfOld(flags)
 	return c
@@ -166,6 +169,9 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if o.interval < 0 {
 		return usageError{errors.New("--rotation-poll-interval must not be negative")}
 	}
+	if o.classes == "" && o.notices.wanted() {
+		return usageError{errors.New("notices of changes are the controller's in a cluster; a node takes them with --classes")}
+	}
 	if o.notified <= 0 {
 		return usageError{errors.New("--notified-poll-interval must be positive")}
 	}
@@ -175,11 +181,8 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if err := keepMemoryPrivate(); err != nil {
 		return err
 	}
-	if o.logJSON {
-		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-verbosity())})))
-	}
-	logger := klog.Background()
-	ctx = klog.NewContext(ctx, logger)
+	ctx = withLogger(ctx, o.logJSON)
+	logger := klog.FromContext(ctx)
 	// A driver lives beside the pods of a node: memory counts for more than the
 	// few percent of processor time that collecting garbage sooner takes.
 	debug.SetGCPercent(50)
@@ -237,7 +240,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		logger.Error(err, "Some volumes of an earlier driver could not be recovered")
 	}
 	counted := metrics.New(func() metrics.Node { return told(volumes, schedule, fetcher) })
-	schedule.Recorder, fetcher.Recorder = counted, counted
+	schedule.Recorder, fetcher.Recorder, signaller.Recorder = counted, counted, counted
 	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes, Recorder: counted})
 	if err != nil {
 		return err
@@ -255,6 +258,11 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	group.Go(func() error { volumes.Run(ctx); return nil })
 	if fetcher.Sealed != nil {
 		group.Go(func() error { fetcher.Sealed.Run(ctx); return nil })
+	}
+	if folder, ok := classes.(*class.Folder); ok && o.notices.wanted() {
+		if err := o.notices.refresh(ctx, group, notice.Finder{Classes: folder, Provider: providers.Get}, schedule.RefreshClass, counted); err != nil {
+			return err
+		}
 	}
 	if o.healthCheck {
 		group.Go(func() error {
@@ -308,6 +316,14 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		group.Go(func() error { return serveHTTP(ctx, o.metricsAddr, "/metrics", counted.Handler()) })
 	}
 	return group.Wait()
+}
+
+// withLogger has what runs with ctx log, as JSON where that is wanted.
+func withLogger(ctx context.Context, asJSON bool) context.Context {
+	if asJSON {
+		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-verbosity())})))
+	}
+	return klog.NewContext(ctx, klog.Background())
 }
 
 // told returns what metrics tell of the volumes and their stores.

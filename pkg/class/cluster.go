@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,7 +51,8 @@ type Cluster struct {
 var _ Source = (*Cluster)(nil)
 
 // NewCluster returns a Cluster that hears of no class before Run. It keeps what
-// it knows in the file of that name, in a folder that may not be there yet.
+// it knows in the file of that name, in a folder that may not be there yet;
+// nowhere where it is empty.
 func NewCluster(api *kube.API, file string) (*Cluster, error) {
 	client, err := api.Client(GroupVersion, AddTypes)
 	if err != nil {
@@ -66,7 +69,9 @@ func NewCluster(api *kube.API, file string) (*Cluster, error) {
 func (c *Cluster) Run(ctx context.Context) {
 	var keeping sync.WaitGroup
 	defer keeping.Wait()
-	keeping.Go(func() { c.keep(ctx) })
+	if c.snapshot.path != "" {
+		keeping.Go(func() { c.keep(ctx) })
+	}
 	kube.Watched{
 		Client: c.client, Resource: "secretproviderclasses",
 		Object: &SecretProviderClass{}, List: func() runtime.Object { return &SecretProviderClassList{} },
@@ -143,12 +148,35 @@ func (c *Cluster) Get(ctx context.Context, ref Ref) (*SecretProviderClass, error
 	}
 }
 
+// List returns all classes, also those that cannot be mounted. It waits for the
+// first answer of the API server as long as ctx lasts.
+func (c *Cluster) List(ctx context.Context) ([]*SecretProviderClass, error) {
+	for {
+		c.mu.RLock()
+		synced, failure, news := c.synced, c.failure, c.news
+		all := slices.Collect(maps.Values(c.classes))
+		c.mu.RUnlock()
+		if synced {
+			return all, nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return nil, unknown(Ref{}, failure)
+		}
+	}
+}
+
 func unknown(ref Ref, failure error) error {
 	if failure == nil {
 		failure = fmt.Errorf("it does not answer")
 	}
+	what := "secretproviderclass " + ref.String()
+	if ref == (Ref{}) {
+		what = "secretproviderclasses"
+	}
 	return &provider.Error{Kind: provider.Unavailable,
-		Err:    fmt.Errorf("failed to get secretproviderclass %s, error: this driver has had no classes from the API server since it started: %w", ref, failure),
+		Err:    fmt.Errorf("failed to get %s, error: this driver has had no classes from the API server since it started: %w", what, failure),
 		Remedy: "kubelet tries again; if this lasts, look at the driver's access to the API server and at the installed CustomResourceDefinitions"}
 }
 

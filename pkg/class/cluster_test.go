@@ -250,3 +250,21 @@ func TestWatchersHearOfChangesOnly(t *testing.T) {
 		}
 	})
 }
+
+func TestAllClassesOfTheClusterAreListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, store := newTestCluster()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := c.List(ctx); provider.KindOf(err) != provider.Unavailable {
+			t.Errorf("before the first answer: %v", err)
+		}
+		go func() {
+			time.Sleep(time.Second)
+			must(t, store.Replace([]any{object("shop", "db", "/a"), object("other", "db", "/b")}, "1"))
+		}()
+		if all, err := c.List(t.Context()); err != nil || len(all) != 2 {
+			t.Errorf("got %v, %v", all, err)
+		}
+	})
+}

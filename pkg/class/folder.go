@@ -118,6 +118,18 @@ func (f *Folder) Get(ctx context.Context, ref Ref) (*SecretProviderClass, error)
 	return c.class, c.err
 }
 
+// List returns the classes of the folder.
+func (f *Folder) List(ctx context.Context) ([]*SecretProviderClass, error) {
+	f.refresh(ctx)
+	var all []*SecretProviderClass
+	for _, c := range f.current.Load().classes {
+		if c.class != nil {
+			all = append(all, c.class)
+		}
+	}
+	return all, nil
+}
+
 func (f *Folder) notFound(now *contents, ref Ref) error {
 	err := &provider.Error{Kind: provider.NotFound,
 		Err:    fmt.Errorf("failed to get secretproviderclass %s, error: secretproviderclasses.%s %q not found in the folder %s", ref, Group, ref.Name, f.dir),

@@ -409,3 +409,14 @@ func BenchmarkGet(b *testing.B) {
 		}
 	})
 }
+
+func TestAllClassesOfAFolderAreListed(t *testing.T) {
+	dir := t.TempDir()
+	f, err := OpenFolder(dir)
+	must(t, err)
+	const text = "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: db}\nspec: {provider: local, parameters: {path: /a}}\n"
+	must(t, os.WriteFile(filepath.Join(dir, "db.yaml"), []byte(text), 0o600))
+	if all, err := f.List(t.Context()); err != nil || len(all) != 1 || all[0].Name != "db" {
+		t.Errorf("got %v, %v", all, err)
+	}
+}

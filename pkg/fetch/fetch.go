@@ -13,6 +13,7 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/pkg/derive"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/login"
 	"github.com/csi-secrets/csi-secrets/pkg/sealed"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
@@ -41,6 +42,7 @@ type Fetcher struct {
 	providers *provider.Registry
 	timeout   time.Duration
 	shares    shares
+	lessons   lessons
 	governor  governor
 }
 
@@ -136,13 +138,17 @@ func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, 
 	if !ok {
 		return ask(ctx)
 	}
-	var identity string
-	err := provider.Guarded(func() error {
-		identity, ok = sharer.Identity(ctx, req)
-		return nil
-	})
-	if err != nil || !ok {
-		return ask(ctx) // it tells what is wrong
+	identity, ok := identify(ctx, sharer, req)
+	if !ok {
+		finish, waited := f.lessons.begin(ctx, login.Key(append(asked(name, "", req), req.Pod.Namespace, req.Pod.ServiceAccount)...))
+		if waited {
+			identity, ok = identify(ctx, sharer, req)
+		}
+		if !ok { // it is the volume's own, or a mistake that the provider tells of
+			result, err := ask(ctx)
+			finish(err == nil)
+			return result, err
+		}
 	}
 	result, joined, err := f.shares.get(ctx, shareKey(name, identity, req), req.Since, func(ctx context.Context) (provider.Result, error) {
 		ctx, cancel := context.WithTimeout(ctx, f.timeout)

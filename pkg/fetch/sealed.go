@@ -38,7 +38,9 @@ func (f *Fetcher) sealing(ctx context.Context, name string, p provider.Provider,
 	var keeps atomic.Bool // something that is this volume's own
 	if keep := req.Keep; keep != nil {
 		req.Keep = func(state secret.Value) error {
-			keeps.Store(true)
+			if !state.IsEmpty() {
+				keeps.Store(true)
+			}
 			return keep(state)
 		}
 	}

@@ -436,6 +436,24 @@ func TestWhatIsAVolumesOwnIsNotSealed(t *testing.T) {
 	}
 }
 
+// Vault says so after each fetch.
+func TestAnAnswerOfWhichNothingIsKeptIsSealed(t *testing.T) {
+	withSealed(t, func(s *sealing) {
+		s.set(func(ctx context.Context, req provider.Request) (provider.Result, error) {
+			if err := req.Keep(secret.Value{}); err != nil {
+				return provider.Result{}, err
+			}
+			return gives(ctx, req)
+		})
+		req := starts("web")
+		req.Keep = func(secret.Value) error { return nil }
+		s.want(req, canary)
+		if s.Sealed.Len() != 1 {
+			t.Errorf("%d answers are sealed", s.Sealed.Len())
+		}
+	})
+}
+
 func TestAPodDoesNotWaitLongForAStoreThatHangs(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spoil func(s *sealing)

@@ -156,3 +156,70 @@ func clone(r provider.Result) provider.Result {
 	r.Versions = slices.Clone(r.Versions)
 	return r
 }
+
+// identify returns for whom the answer to req is; false where that cannot be said.
+func identify(ctx context.Context, sharer provider.Sharer, req provider.Request) (key string, ok bool) {
+	err := provider.Guarded(func() error {
+		key, ok = sharer.Identity(ctx, req)
+		return nil
+	})
+	return key, ok && err == nil
+}
+
+const (
+	// lessonKept is how long nobody waits for a lesson again that taught nothing.
+	lessonKept = 10 * time.Minute
+	// maxLessons bounds those that are kept.
+	maxLessons = 1024
+)
+
+// lessons are fetches by which a provider may learn that answers can be shared:
+// pods that start together wait for the first of them, once. It is safe for
+// concurrent use; the zero value is ready.
+type lessons struct {
+	mu  sync.Mutex
+	all map[string]*lesson
+}
+
+type lesson struct {
+	done  chan struct{}
+	ended time.Time // guarded by lessons.mu; zero while it is under way
+}
+
+// begin waits for the lesson of that key which is under way, as long as ctx lasts,
+// and then reports that it did; where there is none, the caller's fetch is it.
+// finish is to be called when the caller's fetch has ended, with whether it
+// succeeded.
+func (l *lessons) begin(ctx context.Context, key string) (finish func(success bool), waited bool) {
+	none := func(bool) {}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known := l.all[key]
+	switch {
+	case known == nil || !known.ended.IsZero() && time.Since(known.ended) >= lessonKept:
+	case !known.ended.IsZero():
+		return none, false
+	default:
+		l.mu.Unlock()
+		select {
+		case <-known.done:
+		case <-ctx.Done():
+		}
+		l.mu.Lock()
+		return none, true
+	}
+	if l.all == nil || len(l.all) >= maxLessons {
+		l.all = map[string]*lesson{}
+	}
+	mine := &lesson{done: make(chan struct{})}
+	l.all[key] = mine
+	return func(success bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		mine.ended = time.Now()
+		close(mine.done)
+		if !success && l.all[key] == mine {
+			delete(l.all, key)
+		}
+	}, false
+}

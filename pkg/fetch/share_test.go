@@ -70,6 +70,63 @@ func (s *sharing) Fetch(ctx context.Context, req provider.Request) (provider.Res
 	return provider.Result{Files: []provider.File{{Path: "a", Mode: 0o644, Contents: value}}, Versions: []provider.ObjectVersion{{ID: "a", Version: "current"}}}, nil
 }
 
+// learning is a provider that knows for whom an answer is once its store has
+// answered.
+type learning struct{ *sharing }
+
+func (l learning) Identity(ctx context.Context, req provider.Request) (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return req.Pod.ServiceAccount, l.asked > 0 && len(l.given) > 0
+}
+
+func TestPodsThatStartTogetherWaitForTheFirstAnswerToALesson(t *testing.T) {
+	for name, c := range map[string]struct {
+		prepare     func(s *sharing)
+		asked, more int           // of fifty pods, and of fifty more
+		took, again time.Duration // the first and the second fifty
+	}{
+		"it teaches that they may share": {func(*sharing) {}, 2, 0, 2 * time.Second, 0},
+		"it teaches that they may not":   {func(s *sharing) { s.alone = true }, 50, 50, 2 * time.Second, time.Second},
+		"it fails":                       {func(s *sharing) { s.err = errors.New("away") }, 50, 50, 2 * time.Second, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &sharing{}
+				c.prepare(s)
+				var p provider.Provider = learning{s}
+				if s.alone {
+					p = s
+				}
+				f := New(provider.NewRegistry(map[string]provider.Provider{"store": p}, nil), 0)
+				start := func() time.Duration {
+					began := time.Now()
+					var all sync.WaitGroup
+					for range 50 {
+						all.Go(func() {
+							req := request("web", "x")
+							req.Since = time.Now().Add(-time.Second)
+							if r, err := f.Fetch(t.Context(), "store", req); !errors.Is(err, s.err) {
+								t.Errorf("got %v, %v", r, err)
+							}
+						})
+					}
+					all.Wait()
+					return time.Since(began)
+				}
+				if took, asked := start(), s.asked; asked != c.asked || took != c.took {
+					t.Errorf("%d asks in %v, want %d in %v", asked, took, c.asked, c.took)
+				}
+				before := s.asked
+				if took, asked := start(), s.asked-before; asked != c.more || took != c.again {
+					t.Errorf("then %d asks in %v, want %d in %v", asked, took, c.more, c.again)
+				}
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
 func request(account, objects string) provider.Request {
 	return provider.Request{Pod: provider.Pod{ServiceAccount: account}, Parameters: map[string]string{"objects": objects}, Since: time.Now()}
 }

@@ -50,6 +50,10 @@ var (
 	sharedAnswers   = definition{name: "csi_secrets_provider_shared_total", kind: counter, labels: []string{"provider"}, help: "Volumes that were answered by what a provider had brought for another of the same class and identity."}
 	sealedStarts    = definition{name: "csi_secrets_sealed_starts_total", kind: counter, labels: []string{"provider"}, help: "Volumes that were mounted with an answer which was kept sealed, as their store gave none."}
 	sealedEntries   = definition{name: "csi_secrets_sealed_entries", kind: gauge, help: "Answers that are kept sealed on the node."}
+	signals         = definition{name: "csi_secrets_change_signals_total", kind: counter, labels: []string{"result"}, help: "Signals to processes of pods after a change, by result: sent, or failed."}
+	notices         = definition{name: "csi_secrets_notices_received_total", kind: counter, labels: []string{"source"}, help: "Messages of known senders that may tell of changes. Of the controller."}
+	noticesRefused  = definition{name: "csi_secrets_notices_refused_total", kind: counter, labels: []string{"source", "reason"}, help: "Messages that had no effect, and why (notices.md). Of the controller."}
+	restarts        = definition{name: "csi_secrets_restarts_total", kind: counter, labels: []string{"result"}, help: "Restarts of workloads after a change, by result: started, finished, unfinished, or failed. Of the controller."}
 	storeWaiting    = definition{name: "csi_secrets_store_waiting", kind: gauge, labels: ofStore, help: "Fetches that wait for their turn at a store. It is missing where none does."}
 	storePaused     = definition{name: "csi_secrets_store_paused_seconds", kind: gauge, labels: ofStore, help: "How long a store that throttles is left alone still, in seconds. It is missing where it is not."}
 	storeSilent     = definition{name: "csi_secrets_store_silent_seconds", kind: gauge, labels: ofStore, help: "How long a store has not answered, in seconds, while it is asked by one fetch at a time. It is missing where it answers."}
@@ -65,7 +69,7 @@ var (
 // definitions are all metrics, in the order of the manual.
 var definitions = []definition{
 	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, refreshDuration,
-	fetchDuration, sharedAnswers, sealedStarts, sealedEntries, storeWaiting, storePaused, storeSilent, healthy, volumes, age, untilRefresh, valid, failing, releasing,
+	fetchDuration, sharedAnswers, sealedStarts, sealedEntries, signals, notices, noticesRefused, restarts, storeWaiting, storePaused, storeSilent, healthy, volumes, age, untilRefresh, valid, failing, releasing,
 }
 
 func (d definition) constant() prometheus.Labels {
@@ -124,9 +128,9 @@ type Node struct {
 type Metrics struct {
 	registry *prometheus.Registry
 
-	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, shared, sealedStarts *prometheus.CounterVec
-	refreshDuration, fetchDuration                                                                         *prometheus.HistogramVec
-	healthy                                                                                                *prometheus.GaugeVec
+	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, shared, sealedStarts, signals, notices, noticesRefused, restarts *prometheus.CounterVec
+	refreshDuration, fetchDuration                                                                                                                     *prometheus.HistogramVec
+	healthy                                                                                                                                            *prometheus.GaugeVec
 
 	mu      sync.Mutex
 	answers map[string]bool // by provider
@@ -140,12 +144,13 @@ func New(tell func() Node) *Metrics {
 		published: published.counters(), publishErrors: publishErrors.counters(),
 		unpublished: unpublished.counters(), unpublishErrors: unpublishErrors.counters(),
 		refreshed: refreshed.counters(), refreshErrors: refreshErrors.counters(), shared: sharedAnswers.counters(), sealedStarts: sealedStarts.counters(),
+		signals: signals.counters(), notices: notices.counters(), noticesRefused: noticesRefused.counters(), restarts: restarts.counters(),
 		refreshDuration: refreshDuration.histograms(), fetchDuration: fetchDuration.histograms(),
 		healthy: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: healthy.name, Help: healthy.help}, healthy.labels),
 		answers: map[string]bool{},
 	}
 	m.registry.MustRegister(
-		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.shared, m.sealedStarts, m.refreshDuration, m.fetchDuration, m.healthy,
+		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.shared, m.sealedStarts, m.signals, m.notices, m.noticesRefused, m.restarts, m.refreshDuration, m.fetchDuration, m.healthy,
 		volumeCollector(tell),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -206,6 +211,20 @@ func (m *Metrics) Shared(provider string) { m.shared.WithLabelValues(provider).I
 
 // StartedSealed counts a volume that was mounted with a sealed answer.
 func (m *Metrics) StartedSealed(provider string) { m.sealedStarts.WithLabelValues(provider).Inc() }
+
+// Signalled counts a signal to a process of a pod, by result.
+func (m *Metrics) Signalled(result string) { m.signals.WithLabelValues(result).Inc() }
+
+// Received counts a message that may tell of changes.
+func (m *Metrics) Received(source string) { m.notices.WithLabelValues(source).Inc() }
+
+// Refused counts one that had no effect.
+func (m *Metrics) Refused(source, reason string) {
+	m.noticesRefused.WithLabelValues(source, reason).Inc()
+}
+
+// Restart counts a restart of a workload, by result.
+func (m *Metrics) Restart(result string) { m.restarts.WithLabelValues(result).Inc() }
 
 // Checked notes whether an external provider answered a health check, and
 // returns whether that is new.

@@ -49,6 +49,10 @@ func used() *Metrics {
 	m.Fetched("vault", "denied", 20*time.Millisecond)
 	m.Shared("vault")
 	m.StartedSealed("vault")
+	m.Signalled("sent")
+	m.Received("sqs")
+	m.Refused("sqs", "malformed")
+	m.Restart("started")
 	return m
 }
 

@@ -22,7 +22,10 @@ const (
 	// fieldManager owns the annotation that the Annotator writes.
 	fieldManager = "csi-secrets-notices"
 	// settle is how long a class waits for more hints.
-	settle = time.Second
+	settle = 100 * time.Millisecond
+	// echo is when a class is written once more: a notice may be ahead of what the
+	// store answers.
+	echo = 15 * time.Second
 	// spacing is the least time from one write of a class to the next.
 	spacing = 2 * time.Second
 	// writers is how many classes are written at the same time.
@@ -41,6 +44,7 @@ type Annotator struct {
 
 	mu      sync.Mutex
 	pending map[target]bool
+	echoes  map[target]bool
 	written map[target]time.Time // of the last spacing
 }
 
@@ -63,14 +67,15 @@ func NewAnnotator(api *kube.API, finder Finder) (*Annotator, error) {
 
 func newAnnotator(client rest.Interface, finder Finder) *Annotator {
 	return &Annotator{
-		client: client, finder: finder, pending: map[target]bool{}, written: map[target]time.Time{},
+		client: client, finder: finder, pending: map[target]bool{}, echoes: map[target]bool{}, written: map[target]time.Time{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[target](firstRetry, lastRetry)),
 	}
 }
 
 // Take is a Sink. It returns when it knows which classes are concerned: they are
-// written a second later, all hints for a class together, and a class every two
-// seconds at most. A write that fails is repeated.
+// written a moment later, all hints for a class together, and a class every two
+// seconds at most; and once more after some seconds. A write that fails is
+// repeated.
 func (a *Annotator) Take(ctx context.Context, hints []provider.Hint) error {
 	classes, err := a.finder.Find(ctx, hints)
 	if err != nil {
@@ -122,12 +127,17 @@ func (a *Annotator) writeNext(ctx context.Context) bool {
 		return true
 	}
 	a.mu.Lock()
+	hinted, due := a.pending[t], a.pending[t] || a.echoes[t]
 	wait := time.Until(a.written[t].Add(spacing))
 	if wait <= 0 {
 		delete(a.pending, t) // a hint from now on is for another write
+		delete(a.echoes, t)
 	}
 	a.mu.Unlock()
-	if wait > 0 {
+	switch {
+	case !due:
+		return true
+	case wait > 0:
 		a.queue.AddAfter(t, wait)
 		return true
 	}
@@ -146,6 +156,10 @@ func (a *Annotator) writeNext(ctx context.Context) bool {
 	now := time.Now()
 	maps.DeleteFunc(a.written, func(_ target, at time.Time) bool { return now.Sub(at) >= spacing })
 	a.written[t] = now
+	if hinted {
+		a.echoes[t] = true
+		a.queue.AddAfter(t, echo)
+	}
 	return true
 }
 

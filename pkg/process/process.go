@@ -29,10 +29,18 @@ type Teller interface {
 	Signalled(v volume.Info, s class.Signal, processes int, err error)
 }
 
+// Recorder counts signals by result: "sent" or "failed".
+type Recorder interface {
+	Signalled(result string)
+}
+
 // Signaller is a volume.Observer that sends the signals which classes ask for. It
 // sees the processes that /proc shows: in a container, those of pods only if that
 // has the PIDs of the node (hostPID). It is safe for concurrent use.
 type Signaller struct {
+	// Recorder may be nil; it is set before Run.
+	Recorder Recorder
+
 	proc   string
 	teller Teller
 
@@ -90,10 +98,15 @@ func (s *Signaller) signalAll(ctx context.Context, v volume.Info) {
 	for _, signal := range v.Signals {
 		n, err := s.signal(v.Pod.UID, signal)
 		logger := klog.FromContext(ctx).WithValues("namespace", v.Pod.Namespace, "pod", v.Pod.Name, "process", signal.Process, "signal", unix.SignalName(signal.Number))
+		result := "sent"
 		if err != nil {
+			result = "failed"
 			logger.Error(err, "Cannot send a signal after a change")
 		} else {
 			logger.V(2).Info("Sent a signal after a change", "processes", n)
+		}
+		if s.Recorder != nil {
+			s.Recorder.Signalled(result)
 		}
 		if s.teller != nil {
 			s.teller.Signalled(v, signal, n, err)

@@ -26,7 +26,7 @@ const (
 	// one, up to lastRetry or the interval. A store that is away is spared above:
 	// most of these retries ask nobody.
 	firstRetry = 5 * time.Second
-	lastRetry  = 45 * time.Second
+	lastRetry  = 25 * time.Second
 	// lastChance is the least wait after a failure before files that end soon are
 	// fetched again.
 	lastChance = time.Second
@@ -141,10 +141,7 @@ func (s *Scheduler) Published(v volume.Info) {
 		if g == nil {
 			g = &group{}
 			s.groups[e.key] = g
-			if interval := s.intervalOf(e, v.Interval); interval > 0 {
-				// The pods of a fleet start together; that must not last.
-				g.next = time.Now().Add(time.Duration((0.25 + 0.75*rand.Float64()) * float64(interval)))
-			}
+			s.spread(e, s.intervalOf(e, v.Interval)) // the pods of a fleet start together; that must not last
 		}
 		g.volumes++
 		s.watch(sourceOf(e.class))
@@ -184,6 +181,9 @@ func (s *Scheduler) Unpublished(v volume.Info) {
 		s.unwatch(sourceOf(e.class))
 	}
 }
+
+// RefreshClass has the volumes of a class refreshed at once.
+func (s *Scheduler) RefreshClass(ref class.Ref) { s.due(sourceOf(ref), 0) }
 
 // RefreshPod has the volumes of the pod with that UID refreshed at once.
 func (s *Scheduler) RefreshPod(uid string) {
@@ -267,6 +267,9 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, si
 	case e.gone:
 		return
 	case err == nil:
+		if e.failures > 0 {
+			s.spread(e, s.intervalOf(e, done.Interval)) // those that failed together come together
+		}
 		e.failures = 0
 		s.schedule(e, s.next(e, done.Interval, done.ValidUntil, done.RefreshAt))
 	default:
@@ -315,6 +318,14 @@ func (s *Scheduler) take() (e *entry, since time.Time, wait time.Duration) {
 	e = heap.Pop(&s.queue).(*entry)
 	e.running = true
 	return e, e.due, 0
+}
+
+// spread plans the next refresh of e's group for some time within an interval, unless
+// it is planned. Callers hold s.mu.
+func (s *Scheduler) spread(e *entry, interval time.Duration) {
+	if g := s.groups[e.key]; interval > 0 && !g.next.After(time.Now()) {
+		g.next = time.Now().Add(time.Duration((0.25 + 0.75*rand.Float64()) * float64(interval)))
+	}
 }
 
 // together returns when a volume is due that wants to be after wait, give or take

@@ -303,6 +303,34 @@ func TestAVolumeThatWaitedForCredentialsIsRefreshedWithThem(t *testing.T) {
 	})
 }
 
+// A store that was away brings everybody into step: that must not last either.
+func TestAfterAFailureVolumesDoNotComeTogether(t *testing.T) {
+	const interval = 10 * time.Minute
+	moments := map[time.Duration]int{}
+	for range 200 {
+		run(t, false, interval, func(w *world, s *Scheduler) {
+			s.Published(info)
+			w.set(func() { w.err = errors.New("away") })
+			time.Sleep(2 * interval)
+			w.set(func() { w.err, w.refreshed = nil, nil })
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			first := len(w.times()) // once it is back
+			time.Sleep(interval * 11 / 10)
+			synctest.Wait()
+			if len(w.times()) <= first {
+				t.Fatal("it was not refreshed within an interval")
+			}
+			moments[w.times()[first].Truncate(time.Minute)]++
+		})
+	}
+	for at, n := range moments {
+		if n > 60 { // of 200 in some eight minutes
+			t.Errorf("%d of 200 nodes come within the minute of %v", n, at)
+		}
+	}
+}
+
 func TestAFailureIsTriedAgainSoonAndThenLessOften(t *testing.T) {
 	run(t, false, time.Minute, func(w *world, s *Scheduler) {
 		w.set(func() { w.err = errors.New("away") })
@@ -310,7 +338,7 @@ func TestAFailureIsTriedAgainSoonAndThenLessOften(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		times := w.times()
-		for i, want := range []time.Duration{5, 10, 20, 40, 45, 45} {
+		for i, want := range []time.Duration{5, 10, 20, 25, 25, 25} {
 			gap := times[i+1] - times[i]
 			if want *= time.Second; gap < want*9/10 || gap > want*11/10 {
 				t.Errorf("retry %d after %v, want about %v", i+1, gap, want)

@@ -65,10 +65,10 @@ func (w *world) arguments() []string {
 }
 
 // again starts another driver in the place of one that was killed.
-func (w *world) again(t testing.TB) {
+func (w *world) again(t testing.TB, more ...string) {
 	t.Helper()
 	layout := w.node.Layout
-	n, err := standalone.Start(t.Context(), layout, w.node.Log, harness.Binary(), layout.Arguments(w.arguments()...)...)
+	n, err := standalone.Start(t.Context(), layout, w.node.Log, harness.Binary(), layout.Arguments(append(w.arguments(), more...)...)...)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, w.node.Log.Bytes())
 	}
@@ -122,6 +122,9 @@ func (w *world) publish(t testing.TB, v standalone.Volume) {
 func set(layout standalone.Layout, v standalone.Volume) (map[string]string, error) {
 	for range 100 {
 		folder, err := filepath.EvalSymlinks(filepath.Join(v.Target(layout), "..data"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

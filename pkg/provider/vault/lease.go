@@ -88,6 +88,8 @@ func (f *fetching) settle(ctx context.Context, mine *token) {
 	if f.donate.Value.pod != "" {
 		f.podwise.add(f.sessionKey(""))
 		key = f.sessionKey(f.identity.claims.Identity())
+	} else {
+		f.sharable.add(f.sessionKey(""))
 	}
 	if !f.sessions.Put(key, *f.donate) {
 		_ = f.revokeToken(ctx, mine)
