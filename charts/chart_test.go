@@ -254,6 +254,17 @@ func TestRightsAreTheseAndNoOthers(t *testing.T) {
 		}
 		return m
 	}
+	const toSync = "/secrets: get create patch delete"
+	syncing := with("secretproviderclasses-role", "/pods: get", "apps/replicasets: get", "batch/jobs: get")
+	syncing["secretprovidersyncing-role"] = []string{toSync}
+	secretSyncs := with("secretprovidersyncing-role", toSync)
+	secretSyncs["csi-secrets-store-secrets-store-csi-driver-controller"] = []string{
+		"secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch",
+		"secret-sync.x-k8s.io/secretsyncs: list watch", "secret-sync.x-k8s.io/secretsyncs/status: patch", "/events: create patch",
+	}
+	secretSyncs["csi-secrets-store-secrets-store-csi-driver-upgrade-crds"] = []string{
+		strings.Replace(defaults["csi-secrets-store-secrets-store-csi-driver-upgrade-crds"][0], "podstatuses.secrets-store.csi.x-k8s.io", "podstatuses.secrets-store.csi.x-k8s.io,secretsyncs.secret-sync.x-k8s.io", 1),
+	}
 	for _, c := range []struct {
 		name, set string
 		want      map[string][]string
@@ -268,7 +279,21 @@ func TestRightsAreTheseAndNoOthers(t *testing.T) {
 		{"not wanted", "tokenRequests[0].audience=sts.amazonaws.com,serviceAccountAnnotations=false,nodeLabels=false", defaults},
 		{"wanted", "serviceAccountAnnotations=true,nodeLabels=true", with("secretproviderclasses-role", "/serviceaccounts: get", "/nodes: get")},
 		{"nodes and the start-up taint", "startupTaint.enabled=true,nodeLabels=true", with("secretproviderclasses-role", "/nodes: get patch")},
-		{"synced Secrets", "syncSecret.enabled=true", with("secretprovidersyncing-role", "/secrets: create patch delete")},
+		{"pods that ask for a refresh", "refreshByPod=true", with("secretproviderclasses-role", "/pods: list watch")},
+		{"the controller", "controller.enabled=true", with(
+			"csi-secrets-store-secrets-store-csi-driver-controller",
+			"secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch", "/events: create patch",
+			"secrets-store.csi.x-k8s.io/secretproviderclasspodstatuses: list watch",
+			"/pods: get", "apps/replicasets: get", "apps/deployments,statefulsets,daemonsets: get patch",
+			"argoproj.io/rollouts: get patch",
+		)},
+		{"a controller that restarts nothing", "controller.enabled=true,controller.restarts.enabled=false", with(
+			"csi-secrets-store-secrets-store-csi-driver-controller", "secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch",
+		)},
+		{"synced Secrets", "syncSecret.enabled=true", syncing},
+		{"synced Secrets in two namespaces", "syncSecret.enabled=true,syncSecret.namespaces={shop,web}", syncing},
+		{"synced Secrets everywhere", "syncSecret.enabled=true,syncSecret.namespaces={*}", syncing},
+		{"Secrets without pods", "controller.enabled=true,controller.restarts.enabled=false,controller.secretSyncs.enabled=true", secretSyncs},
 		{"no CRDs", "linux.crds.enabled=false", without("csi-secrets-store-secrets-store-csi-driver-upgrade-crds")},
 		{"no RBAC but the CRDs' job's", "rbac.install=false", without("secretproviderclasses-role", "secretproviderclasses-admin-role", "secretproviderclasses-viewer-role", "secretproviderclasspodstatuses-viewer-role")},
 	} {
@@ -299,7 +324,7 @@ func indented(v any) string {
 func TestNamesAreThoseOfUpstream(t *testing.T) {
 	args := []string{"--set", "syncSecret.enabled=true"}
 	theirs := mustTemplate(t, upstreamFolder(t, "charts", "secrets-store-csi-driver"), args...)
-	ours := mustTemplate(t, chart, args...)
+	ours := mustTemplate(t, chart, append(args, "--set", "syncSecret.namespaces={*}")...)
 
 	their, our := only[appsv1.DaemonSet](t, theirs), only[appsv1.DaemonSet](t, ours)
 	if our.Name != their.Name || our.Namespace != their.Namespace {
@@ -556,6 +581,9 @@ func TestTheProgramTakesItsArguments(t *testing.T) {
 		t.Run(filepath.Base(set), func(t *testing.T) {
 			manifest := mustTemplate(t, chart, "-f", set)
 			takes(t, only[appsv1.DaemonSet](t, manifest).Spec.Template.Spec.Containers[0].Args)
+			for _, deployment := range objects[appsv1.Deployment](t, manifest) {
+				takes(t, deployment.Spec.Template.Spec.Containers[0].Args)
+			}
 			for _, job := range objects[batchv1.Job](t, manifest) {
 				takes(t, job.Spec.Template.Spec.Containers[0].Args)
 			}

@@ -18,6 +18,7 @@ import (
 func installCRDsCommand() *cobra.Command {
 	var kubeconfig string
 	var timeout time.Duration
+	var secretSyncs bool
 	c := &cobra.Command{
 		Use:   "install-crds",
 		Short: "Install or upgrade the CustomResourceDefinitions of a cluster",
@@ -41,12 +42,16 @@ upgrade.`,
 			if err != nil {
 				return err
 			}
+			if secretSyncs {
+				documents = append(documents, crds.SecretSyncs())
+			}
 			return cluster.InstallDefinitions(ctx, api, documents, func(name string) {
 				fmt.Fprintln(c.OutOrStdout(), "installed", name)
 			})
 		},
 	}
 	c.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file of the cluster; that in which the command runs where empty")
+	c.Flags().BoolVar(&secretSyncs, "secret-syncs", false, "install that of SecretSync too")
 	c.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long to wait until the definitions are served")
 	return c
 }

@@ -27,7 +27,7 @@ func run(args []string) int {
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(nodeCommand(), demoCommand(), renderCommand(), validateCommand(), installCRDsCommand())
+	root.AddCommand(nodeCommand(), demoCommand(), renderCommand(), validateCommand(), execCommand(), installCRDsCommand(), controllerCommand())
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = noArguments

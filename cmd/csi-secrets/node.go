@@ -37,6 +37,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/provider/kubernetes"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/local"
 	"github.com/csi-secrets/csi-secrets/pkg/rotation"
+	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
@@ -59,6 +60,7 @@ type nodeOptions struct {
 	writable         bool
 	startupTaint     string
 	watchPods        bool
+	syncSecrets      bool
 	healthCheck      bool
 	healthInterval   time.Duration
 	healthAddr       string
@@ -111,6 +113,7 @@ YAML files of a folder, and no API server is needed.`,
 	flags.StringVar(&o.events, "events", eventsProblems, "which events pods get: \"problems\" of refreshes, and their ends, and new files; \"all\" for every mount too; \"none\"")
 	flags.StringSliceVar(&o.localFolders, "local-folders", nil, "folders that the provider \"local\" may read; none in a cluster, and all with --classes, where empty")
 	flags.BoolVar(&o.writable, "writable-volumes", false, "make volumes writable on the host, though not to pods, for another driver that is to take over")
+	flags.BoolVar(&o.syncSecrets, "sync-secrets", false, "make the Kubernetes Secrets that classes ask for (secretObjects)")
 	flags.BoolVar(&o.watchPods, "watch-pods", false, "refresh the volumes of a pod whenever its annotation "+class.RefreshAnnotation+" changes; needs list and watch on pods")
 	flags.BoolVar(&o.healthCheck, "provider-health-check", false, "ask external providers for their version, and tell of those that do not answer")
 	flags.DurationVar(&o.healthInterval, "provider-health-check-interval", 2*time.Minute, "how often external providers are asked")
@@ -218,6 +221,18 @@ func runNode(ctx context.Context, o nodeOptions) error {
 		}
 		surroundings.run = append(surroundings.run, pods.Run)
 	}
+	var volumes *volume.Manager
+	counted := metrics.New(func() metrics.Node { return told(volumes, schedule, fetcher) })
+	if surroundings.api != nil && o.syncSecrets {
+		syncer, err := secretsync.New(surroundings.api, secretsync.Config{
+			Classes: classes, Teller: surroundings.syncTellers, Recorder: counted,
+			Files: func(target string) ([]provider.File, time.Time, error) { return volumes.Files(target) },
+		})
+		if err != nil {
+			return err
+		}
+		surroundings.run, surroundings.observers = append(surroundings.run, syncer.Run), append(surroundings.observers, syncer)
+	}
 	signaller := process.New(surroundings.teller)
 	surroundings.run, surroundings.observers = append(surroundings.run, signaller.Run), append(surroundings.observers, signaller)
 	var used activity
@@ -228,7 +243,7 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if m := surroundings.metadata; m != nil {
 		config.Annotations, config.AccountAnnotations = m.PodAnnotations, m.AccountAnnotations
 	}
-	volumes, err := volume.New(config)
+	volumes, err = volume.New(config)
 	if err != nil {
 		return err
 	}
@@ -239,7 +254,6 @@ func runNode(ctx context.Context, o nodeOptions) error {
 	if err := volumes.Recover(ctx); err != nil {
 		logger.Error(err, "Some volumes of an earlier driver could not be recovered")
 	}
-	counted := metrics.New(func() metrics.Node { return told(volumes, schedule, fetcher) })
 	schedule.Recorder, fetcher.Recorder, signaller.Recorder = counted, counted, counted
 	d, err := driver.New(driver.Config{Name: o.driverName, Version: buildVersion(), NodeID: o.nodeID, Volumes: volumes, Recorder: counted})
 	if err != nil {
@@ -326,6 +340,15 @@ func withLogger(ctx context.Context, asJSON bool) context.Context {
 	return klog.NewContext(ctx, klog.Background())
 }
 
+// secretTellers tells each of them, in their order.
+type secretTellers []secretsync.Teller
+
+func (all secretTellers) Synced(v volume.Info, secrets int, err error) {
+	for _, t := range all {
+		t.Synced(v, secrets, err)
+	}
+}
+
 // told returns what metrics tell of the volumes and their stores.
 func told(volumes *volume.Manager, schedule *rotation.Scheduler, fetcher *fetch.Fetcher) metrics.Node {
 	var stores []metrics.Store
@@ -357,6 +380,8 @@ type surroundings struct {
 	run       []func(context.Context)
 	api       *kube.API // nil without a cluster
 	teller    process.Teller
+	// syncTellers hear how the Secrets of volumes stand.
+	syncTellers secretTellers
 	// settled returns once it makes sense to register with kubelet. That forgets
 	// the driver before it registers it anew, which takes the API server: a
 	// driver that was restarted without one is better off with what kubelet knows.
@@ -398,6 +423,7 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 	s := surroundings{
 		providers: map[string]provider.Provider{"local": local.NewConfined(o.localFolders), "kubernetes": kubernetes.New(server, client)},
 		classes:   classes, observers: volume.Observers{statuses}, metadata: metadata, run: []func(context.Context){classes.Run, statuses.Run}, api: api, settled: classes.Answered,
+		syncTellers: secretTellers{statuses},
 	}
 	if o.events != eventsNone {
 		events, err := cluster.NewEvents(api, o.driverName, o.nodeID)
@@ -406,6 +432,7 @@ func (o *nodeOptions) surroundings() (surroundings, error) {
 		}
 		events.Mounts = o.events == eventsAll
 		s.observers, s.run, s.teller = append(s.observers, events), append(s.run, events.Run), events
+		s.syncTellers = append(s.syncTellers, events)
 	}
 	return s, nil
 }

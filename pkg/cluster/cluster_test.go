@@ -269,6 +269,80 @@ func TestAFailedRefreshIsACondition(t *testing.T) {
 	}
 }
 
+func TestHowSecretsStandIsACondition(t *testing.T) {
+	s := newServer(t)
+	statuses := s.statuses()
+	v := info("web", "db")
+	statuses.Synced(v, 2, nil) // of a volume of which nobody has heard
+	statuses.Published(v)
+	if n := len(s.written(1).Status.Conditions); n != 1 {
+		t.Errorf("there are %d conditions", n)
+	}
+	for range 10 {
+		statuses.Synced(v, 2, &provider.Error{Kind: provider.Invalid, Err: errors.New("it exists")})
+	}
+	if c := s.written(2).Status.Conditions[1]; c.Type != "Synced" || c.Status != "False" || c.Reason != "Invalid" || c.Message != "it exists" {
+		t.Errorf("the condition is %+v", c)
+	}
+	for range 10 {
+		statuses.Synced(v, 2, nil)
+	}
+	if c := s.written(3).Status.Conditions[1]; c.Status != "True" || c.Message != "Secrets are as secretObjects wants them: 2" {
+		t.Errorf("the condition is %+v", c)
+	}
+	s.quiet(3)
+	statuses.Synced(v, 0, nil)
+	if n := len(s.written(4).Status.Conditions); n != 1 {
+		t.Errorf("there are %d conditions", n)
+	}
+}
+
+func TestARestartDoesNotTakeTheConditionOfSecretsAway(t *testing.T) {
+	first := newServer(t)
+	statuses := first.statuses()
+	statuses.Published(info("web", "db"))
+	statuses.Synced(info("web", "db"), 1, nil)
+	first.eventually("the condition", func() bool { return len(first.objects["shop/web-shop-db"].Status.Conditions) == 2 })
+	s := newServer(t, first.objects["shop/web-shop-db"])
+	statuses = s.statuses()
+	statuses.Published(info("web", "db"))
+	s.quiet(0)
+	statuses.Synced(info("web", "db"), 1, nil)
+	s.quiet(0)
+}
+
+func TestASecretThatCannotBeMadeIsToldOnce(t *testing.T) {
+	s := newServer(t)
+	events, err := NewEvents(s.api, "driver.test", "node-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); events.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	v := info("web", "db")
+	failure := &provider.Error{Kind: provider.NotFound, Object: "class shop/db", Err: errors.New("no file")}
+	events.Synced(v, 1, failure) // of a volume of which nobody has heard
+	events.Published(v)
+	for range 5 {
+		events.Synced(v, 1, failure)
+	}
+	events.Synced(v, 1, nil)
+	events.Synced(v, 1, &provider.Error{Kind: provider.Invalid, Err: errors.New("it exists")})
+	s.eventually("events", func() bool { return len(s.events) >= 2 })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, want := range []string{"class shop/db: no file", "it exists"} {
+		if !strings.Contains(s.events[i], `"reason":"SecretSyncFailed","message":"`+want) || !strings.Contains(s.events[i], `"type":"Warning"`) {
+			t.Errorf("event %d is %s", i, s.events[i])
+		}
+	}
+	if len(s.events) > 2 {
+		t.Errorf("there are more: %q", s.events[2:])
+	}
+}
+
 // After a restart, what the API server has already is not written again.
 func TestARestartWritesWhatDiffersOnly(t *testing.T) {
 	first := newServer(t)

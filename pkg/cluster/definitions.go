@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
@@ -24,6 +27,9 @@ type definition struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
 
+	Spec struct {
+		Versions []version `json:"versions"`
+	} `json:"spec"`
 	Status struct {
 		Conditions []struct {
 			Type    string `json:"type"`
@@ -33,9 +39,15 @@ type definition struct {
 	} `json:"status"`
 }
 
+type version struct {
+	Name string `json:"name"`
+}
+
 // InstallDefinitions makes the CustomResourceDefinitions of the cluster those of
 // the documents, whoever made them before, and returns when all are served. No
-// object of theirs is lost. tell is called with the name of each.
+// object of theirs is lost. One that has a version which its document lacks is
+// newer, and stays as it is. tell is called with the name of each that was
+// installed.
 func InstallDefinitions(ctx context.Context, api *kube.API, documents [][]byte, tell func(name string)) error {
 	client, err := api.Client(schema.GroupVersion{Group: "apiextensions.k8s.io", Version: "v1"}, func(*runtime.Scheme) {})
 	if err != nil {
@@ -46,6 +58,13 @@ func InstallDefinitions(ctx context.Context, api *kube.API, documents [][]byte, 
 		var d definition
 		if err := yaml.Unmarshal(document, &d); err != nil || d.Kind != "CustomResourceDefinition" || d.Name == "" {
 			return fmt.Errorf("a document is no CustomResourceDefinition: %w", errors.Join(err, fmt.Errorf("kind %q, name %q", d.Kind, d.Name)))
+		}
+		newer, err := d.newer(ctx, client.Get().Resource(resource).Name(d.Name))
+		if err != nil {
+			return fmt.Errorf("look for the CustomResourceDefinition %s: %w", d.Name, err)
+		}
+		if newer {
+			continue
 		}
 		request := client.Patch(types.ApplyPatchType).Resource(resource).Name(d.Name).
 			Param("fieldManager", "csi-secrets").Param("force", "true").Body(document)
@@ -73,6 +92,19 @@ func InstallDefinitions(ctx context.Context, api *kube.API, documents [][]byte, 
 		tell(d.Name)
 	}
 	return nil
+}
+
+// newer reports whether the cluster has a definition with a version that d lacks.
+func (d *definition) newer(ctx context.Context, get *rest.Request) (bool, error) {
+	body, err := get.Do(ctx).Raw()
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	var has definition
+	if err == nil {
+		err = json.Unmarshal(body, &has)
+	}
+	return slices.ContainsFunc(has.Spec.Versions, func(v version) bool { return !slices.Contains(d.Spec.Versions, v) }), err
 }
 
 func (d *definition) condition(name string) (status, message string) {

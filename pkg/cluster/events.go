@@ -27,6 +27,7 @@ const (
 	reasonRotated        = "MountRotationComplete"
 	reasonRotationFailed = "MountRotationFailed"
 	reasonSignalFailed   = "ChangeSignalFailed"
+	reasonSyncFailed     = "SecretSyncFailed"
 )
 
 const (
@@ -52,13 +53,34 @@ type Events struct {
 
 	mu       sync.Mutex
 	mounted  map[string]struct{} // targets of which a publish was told
-	failures map[string]failing  // by target
+	failures map[string]failing  // of refreshes, by target
+	unsynced map[string]failing  // of Secrets, by target
 }
 
-// failing is a volume whose refreshes fail.
+// failing is a volume for which something fails again and again.
 type failing struct {
 	since time.Time
 	told  map[string]time.Time // by reason, which may go back and forth
+}
+
+// note notes how it went with the volume at a target, and returns what was known
+// of its failures, false for none, and whether to tell of err.
+func note(failures map[string]failing, target string, err error) (before failing, failed, tell bool) {
+	before, failed = failures[target]
+	if err == nil {
+		delete(failures, target)
+		return before, failed, false
+	}
+	now := time.Now()
+	if !failed {
+		before = failing{since: now, told: map[string]time.Time{}}
+		failures[target] = before
+	}
+	told, known := before.told[reason(err)]
+	if tell = !known || now.Sub(told) >= remind; tell {
+		before.told[reason(err)] = now
+	}
+	return before, failed, tell
 }
 
 var _ volume.Observer = (*Events)(nil)
@@ -74,7 +96,7 @@ func NewEvents(api *kube.API, driver, node string) (*Events, error) {
 	return &Events{
 		broadcaster: broadcaster,
 		recorder:    broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: driver, Host: node}),
-		mounted:     map[string]struct{}{}, failures: map[string]failing{},
+		mounted:     map[string]struct{}{}, failures: map[string]failing{}, unsynced: map[string]failing{},
 	}, nil
 }
 
@@ -101,22 +123,8 @@ func (e *Events) Published(v volume.Info) {
 
 // Refreshed implements volume.Observer.
 func (e *Events) Refreshed(v volume.Info, changed bool) {
-	now := time.Now()
 	e.mu.Lock()
-	before, failed := e.failures[v.TargetPath]
-	tell := false
-	if v.LastError == nil {
-		delete(e.failures, v.TargetPath)
-	} else {
-		if !failed {
-			before = failing{since: now, told: map[string]time.Time{}}
-			e.failures[v.TargetPath] = before
-		}
-		told, known := before.told[reason(v.LastError)]
-		if tell = !known || now.Sub(told) >= remind; tell {
-			before.told[reason(v.LastError)] = now
-		}
-	}
+	before, failed, tell := note(e.failures, v.TargetPath, v.LastError)
 	e.mu.Unlock()
 	switch {
 	case tell:
@@ -125,7 +133,7 @@ func (e *Events) Refreshed(v volume.Info, changed bool) {
 	case changed:
 		e.send(v, corev1.EventTypeNormal, reasonRotated, fmt.Sprintf("switched the files of SecretProviderClass %s to those that provider %s has now", v.Class, v.Provider))
 	case failed:
-		e.send(v, corev1.EventTypeNormal, reasonRotated, fmt.Sprintf("provider %s answers again for SecretProviderClass %s, after %s; the files are unchanged", v.Provider, v.Class, now.Sub(before.since).Round(time.Second)))
+		e.send(v, corev1.EventTypeNormal, reasonRotated, fmt.Sprintf("provider %s answers again for SecretProviderClass %s, after %s; the files are unchanged", v.Provider, v.Class, time.Since(before.since).Round(time.Second)))
 	}
 }
 
@@ -137,12 +145,27 @@ func (e *Events) Signalled(v volume.Info, s class.Signal, _ int, err error) {
 	}
 }
 
+// Synced sends an event about Secrets that cannot be made of a volume. It implements
+// sync.Teller.
+func (e *Events) Synced(v volume.Info, _ int, err error) {
+	tell := false
+	e.mu.Lock()
+	if _, mounted := e.mounted[v.TargetPath]; mounted {
+		_, _, tell = note(e.unsynced, v.TargetPath, err)
+	}
+	e.mu.Unlock()
+	if tell {
+		e.send(v, corev1.EventTypeWarning, reasonSyncFailed, err.Error())
+	}
+}
+
 // Unpublished implements volume.Observer.
 func (e *Events) Unpublished(v volume.Info) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.mounted, v.TargetPath)
 	delete(e.failures, v.TargetPath)
+	delete(e.unsynced, v.TargetPath)
 }
 
 // send hands an event to the broadcaster, which sends it, or drops it where it

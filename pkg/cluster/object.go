@@ -42,7 +42,8 @@ type Status struct {
 	MountedAt *metav1.Time `json:"mountedAt,omitempty"`
 	// LastRotationTime is when the files became others than before.
 	LastRotationTime *metav1.Time `json:"lastRotationTime,omitempty"`
-	// Conditions has one of type Ready.
+	// Conditions has one of type Ready, and one of type Synced where the class wants
+	// Secrets.
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 

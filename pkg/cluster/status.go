@@ -62,6 +62,7 @@ type Statuses struct {
 	// secrets-store-csi-driver, whose status has fewer fields.
 	plain   bool
 	volumes map[string]volume.Info        // by target
+	synced  map[string]synced             // by target, as far as is known
 	places  map[string]place              // where a volume's status is, by target
 	holders map[place]map[string]struct{} // the targets of the volumes of a place
 	owners  map[place]owner               // whose place it is
@@ -105,7 +106,7 @@ func NewStatuses(api *kube.API, node string) (*Statuses, error) {
 	return &Statuses{
 		client: client, node: node, started: started, start: sync.OnceFunc(func() { close(started) }),
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[place](firstRetry, lastRetry)),
-		volumes: map[string]volume.Info{}, places: map[string]place{}, holders: map[place]map[string]struct{}{},
+		volumes: map[string]volume.Info{}, synced: map[string]synced{}, places: map[string]place{}, holders: map[place]map[string]struct{}{},
 		owners: map[place]owner{}, seen: map[place]applied{},
 	}, nil
 }
@@ -182,6 +183,7 @@ func (s *Statuses) Unpublished(v volume.Info) {
 	}
 	delete(s.places, v.TargetPath)
 	delete(s.volumes, v.TargetPath)
+	delete(s.synced, v.TargetPath)
 	delete(s.holders[at], v.TargetPath)
 	if len(s.holders[at]) == 0 {
 		delete(s.holders, at)
@@ -229,6 +231,9 @@ func (s *Statuses) wanted(at place) (applied, bool) {
 		mounted, rotated := metav1.NewTime(first.Published.Truncate(time.Second)), metav1.NewTime(first.Changed.Truncate(time.Second))
 		status.Provider, status.MountedAt, status.LastRotationTime = first.Provider, &mounted, &rotated
 		status.Conditions = []metav1.Condition{s.ready(at, targets)}
+		if c, ok := s.secrets(at, targets); ok {
+			status.Conditions = append(status.Conditions, c)
+		}
 	}
 	return applied{
 		TypeMeta: metav1.TypeMeta{APIVersion: class.GroupVersion.String(), Kind: PodStatusKind},
@@ -261,6 +266,66 @@ func (s *Statuses) ready(at place, targets []string) metav1.Condition {
 			since = time.Now()
 		}
 	}
+	return s.since(at, c, since)
+}
+
+// syncedType is the type of the condition of Secrets.
+const syncedType = "Synced"
+
+// synced is how the Secrets stand that are made of a volume.
+type synced struct {
+	secrets int
+	since   time.Time
+	err     error
+}
+
+// Synced notes how many Secrets a volume's class wants, and why not all of them are
+// there. It implements sync.Teller.
+func (s *Statuses) Synced(v volume.Info, secrets int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, known := s.places[v.TargetPath]
+	if !known {
+		return
+	}
+	before, has := s.synced[v.TargetPath]
+	now := synced{secrets, time.Now(), err}
+	if has && (before.err == nil) == (err == nil) {
+		now.since = before.since
+	}
+	s.synced[v.TargetPath] = now
+	switch {
+	case !has, before.secrets != secrets, (before.err == nil) != (err == nil), err != nil && reason(before.err) != reason(err):
+		s.queue.AddAfter(at, settle)
+	case err != nil && before.err.Error() != err.Error():
+		s.queue.AddAfter(at, reword)
+	}
+}
+
+// secrets returns the condition of the Secrets that are made of the volumes at a
+// place, false where their class wants none. Of what is not known since a restart
+// nothing changes.
+func (s *Statuses) secrets(at place, targets []string) (metav1.Condition, bool) {
+	for _, target := range targets {
+		if now, ok := s.synced[target]; ok {
+			c := metav1.Condition{Type: syncedType, Status: metav1.ConditionTrue, Reason: "Synced", Message: fmt.Sprintf("Secrets are as secretObjects wants them: %d", now.secrets)}
+			if now.err != nil {
+				c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason(now.err), cut(now.err.Error(), maxMessage)
+			}
+			return s.since(at, c, now.since), now.secrets > 0
+		}
+	}
+	for _, c := range s.seen[at].Status.Conditions {
+		if c.Type == syncedType {
+			return c, true
+		}
+	}
+	return metav1.Condition{}, false
+}
+
+// since gives a condition the time since when it is what it is: that of the API
+// server where nothing has changed.
+func (s *Statuses) since(at place, c metav1.Condition, since time.Time) metav1.Condition {
 	c.LastTransitionTime = metav1.NewTime(since.Truncate(time.Second))
 	for _, before := range s.seen[at].Status.Conditions {
 		switch {

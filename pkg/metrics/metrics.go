@@ -54,6 +54,9 @@ var (
 	notices         = definition{name: "csi_secrets_notices_received_total", kind: counter, labels: []string{"source"}, help: "Messages of known senders that may tell of changes. Of the controller."}
 	noticesRefused  = definition{name: "csi_secrets_notices_refused_total", kind: counter, labels: []string{"source", "reason"}, help: "Messages that had no effect, and why (notices.md). Of the controller."}
 	restarts        = definition{name: "csi_secrets_restarts_total", kind: counter, labels: []string{"result"}, help: "Restarts of workloads after a change, by result: started, finished, unfinished, or failed. Of the controller."}
+	secretsSynced   = definition{name: "sync_k8s_secret_total", kind: counter, labels: []string{"provider"}, upstream: true, help: "Writes of a Secret that is made of mounted files. Finding it as it should be does not count."}
+	secretErrors    = definition{name: "csi_secrets_sync_error_total", kind: counter, labels: []string{"provider", "error_type"}, help: "Failed attempts to make a Secret of mounted files."}
+	secretDuration  = definition{name: "k8s_secret_duration_sec", kind: histogram, buckets: fromMilliseconds, upstream: true, help: "How long it took to write a Secret that is made of mounted files, or to find it as it should be, in seconds."}
 	storeWaiting    = definition{name: "csi_secrets_store_waiting", kind: gauge, labels: ofStore, help: "Fetches that wait for their turn at a store. It is missing where none does."}
 	storePaused     = definition{name: "csi_secrets_store_paused_seconds", kind: gauge, labels: ofStore, help: "How long a store that throttles is left alone still, in seconds. It is missing where it is not."}
 	storeSilent     = definition{name: "csi_secrets_store_silent_seconds", kind: gauge, labels: ofStore, help: "How long a store has not answered, in seconds, while it is asked by one fetch at a time. It is missing where it answers."}
@@ -69,7 +72,7 @@ var (
 // definitions are all metrics, in the order of the manual.
 var definitions = []definition{
 	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, refreshDuration,
-	fetchDuration, sharedAnswers, sealedStarts, sealedEntries, signals, notices, noticesRefused, restarts, storeWaiting, storePaused, storeSilent, healthy, volumes, age, untilRefresh, valid, failing, releasing,
+	fetchDuration, sharedAnswers, sealedStarts, sealedEntries, signals, notices, noticesRefused, restarts, secretsSynced, secretErrors, secretDuration, storeWaiting, storePaused, storeSilent, healthy, volumes, age, untilRefresh, valid, failing, releasing,
 }
 
 func (d definition) constant() prometheus.Labels {
@@ -128,9 +131,9 @@ type Node struct {
 type Metrics struct {
 	registry *prometheus.Registry
 
-	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, shared, sealedStarts, signals, notices, noticesRefused, restarts *prometheus.CounterVec
-	refreshDuration, fetchDuration                                                                                                                     *prometheus.HistogramVec
-	healthy                                                                                                                                            *prometheus.GaugeVec
+	published, publishErrors, unpublished, unpublishErrors, refreshed, refreshErrors, shared, sealedStarts, signals, notices, noticesRefused, restarts, secretsSynced, secretErrors *prometheus.CounterVec
+	refreshDuration, fetchDuration, secretDuration                                                                                                                                  *prometheus.HistogramVec
+	healthy                                                                                                                                                                         *prometheus.GaugeVec
 
 	mu      sync.Mutex
 	answers map[string]bool // by provider
@@ -145,11 +148,13 @@ func New(tell func() Node) *Metrics {
 		unpublished: unpublished.counters(), unpublishErrors: unpublishErrors.counters(),
 		refreshed: refreshed.counters(), refreshErrors: refreshErrors.counters(), shared: sharedAnswers.counters(), sealedStarts: sealedStarts.counters(),
 		signals: signals.counters(), notices: notices.counters(), noticesRefused: noticesRefused.counters(), restarts: restarts.counters(),
+		secretsSynced: secretsSynced.counters(), secretErrors: secretErrors.counters(), secretDuration: secretDuration.histograms(),
 		refreshDuration: refreshDuration.histograms(), fetchDuration: fetchDuration.histograms(),
 		healthy: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: healthy.name, Help: healthy.help}, healthy.labels),
 		answers: map[string]bool{},
 	}
 	m.registry.MustRegister(
+		m.secretsSynced, m.secretErrors, m.secretDuration,
 		m.published, m.publishErrors, m.unpublished, m.unpublishErrors, m.refreshed, m.refreshErrors, m.shared, m.sealedStarts, m.signals, m.notices, m.noticesRefused, m.restarts, m.refreshDuration, m.fetchDuration, m.healthy,
 		volumeCollector(tell),
 		collectors.NewGoCollector(),
@@ -159,6 +164,7 @@ func New(tell func() Node) *Metrics {
 	m.unpublished.WithLabelValues()
 	m.unpublishErrors.WithLabelValues()
 	m.refreshDuration.WithLabelValues()
+	m.secretDuration.WithLabelValues()
 	return m
 }
 
@@ -225,6 +231,18 @@ func (m *Metrics) Refused(source, reason string) {
 
 // Restart counts a restart of a workload, by result.
 func (m *Metrics) Restart(result string) { m.restarts.WithLabelValues(result).Inc() }
+
+// SecretSynced counts an attempt to make a Secret, which took so long. errorType is
+// "" for one that succeeded, and wrote tells whether that took a write.
+func (m *Metrics) SecretSynced(provider, errorType string, wrote bool, took time.Duration) {
+	m.secretDuration.WithLabelValues().Observe(took.Seconds())
+	if wrote {
+		m.secretsSynced.WithLabelValues(provider).Inc()
+	}
+	if errorType != "" {
+		m.secretErrors.WithLabelValues(provider, errorType).Inc()
+	}
+}
 
 // Checked notes whether an external provider answered a health check, and
 // returns whether that is new.

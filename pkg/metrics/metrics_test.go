@@ -49,6 +49,9 @@ func used() *Metrics {
 	m.Fetched("vault", "denied", 20*time.Millisecond)
 	m.Shared("vault")
 	m.StartedSealed("vault")
+	m.SecretSynced("vault", "", true, 20*time.Millisecond)
+	m.SecretSynced("vault", "", false, 2*time.Millisecond)
+	m.SecretSynced("vault", "invalid", false, 2*time.Millisecond)
 	m.Signalled("sent")
 	m.Received("sqs")
 	m.Refused("sqs", "malformed")
@@ -65,6 +68,9 @@ func TestWhatIsCountedIsServed(t *testing.T) {
 		`csi_secrets_releases_pending 3`,
 		`csi_secrets_sealed_starts_total{provider="vault"} 1`,
 		`csi_secrets_sealed_entries 12`,
+		`sync_k8s_secret_total{os_type="linux",provider="vault"} 1`,
+		`csi_secrets_sync_error_total{error_type="invalid",provider="vault"} 1`,
+		`k8s_secret_duration_sec_count{os_type="linux"} 3`,
 		`node_unpublish_error_total{os_type="linux"} 1`,
 		`rotation_reconcile_total{os_type="linux",provider="local",rotated="true"} 1`,
 		`rotation_reconcile_total{os_type="linux",provider="local",rotated="false"} 1`,

@@ -256,7 +256,7 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, si
 	s.record(done, err, time.Since(began))
 	logger := klog.FromContext(ctx)
 	if err != nil && ctx.Err() == nil {
-		logger.Error(err, "A volume keeps the files that it has", "target", e.target)
+		logger.Error(err, "A refresh failed; what was fetched before stays", "target", e.target)
 	} else if done.Changed {
 		logger.V(2).Info("Refreshed a volume", "target", e.target)
 	}

@@ -651,6 +651,28 @@ func (m *Manager) Usage(volumeID, target string) (Usage, error) {
 	}, nil
 }
 
+// Files returns the files of the volume at target, all of one set even while a
+// refresh switches to another, and since when they are: for an answer that was kept
+// sealed, since it was given. The caller clears them.
+func (m *Manager) Files(target string) (files []provider.File, since time.Time, err error) {
+	if m.get(target) == nil {
+		return nil, time.Time{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
+	}
+	t, err := openTree(target)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	defer t.close()
+	set, files, since, err := t.files()
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("read the volume at %s: %w", target, err)
+	}
+	if v := m.get(target); v != nil && v.Set == set && !v.SealedAt.IsZero() {
+		since = v.SealedAt
+	}
+	return files, since, nil
+}
+
 // lock keeps every other call for the volume and for the target out.
 func (m *Manager) lock(ctx context.Context, volumeID, target string) (unlock func(), err error) {
 	// All take the volume's lock first, so that no two wait for each other.

@@ -354,6 +354,49 @@ func (t *tree) file(name string) (secret.Value, bool) {
 	return secret.New(held), true
 }
 
+// maxReads bounds how often a set is read that another takes the place of meanwhile.
+const maxReads = 10
+
+// files returns the name of the current set, its files, and when it became the
+// current one.
+func (t *tree) files() (set string, files []provider.File, since time.Time, err error) {
+	for range maxReads {
+		link, err := t.root.Lstat(dataLink)
+		if err != nil {
+			return "", nil, time.Time{}, bare(err)
+		}
+		set = t.current()
+		files, err = readSet(t.root, set)
+		// Each set has a link of its own. Nobody begins to remove one before that.
+		if after, linkErr := t.root.Lstat(dataLink); linkErr == nil && os.SameFile(link, after) {
+			return set, files, link.ModTime(), err
+		}
+		provider.Result{Files: files}.Clear()
+	}
+	return "", nil, time.Time{}, errors.New("it changes all the time")
+}
+
+// readSet returns the files of a set.
+func readSet(root *os.Root, folder string) (files []provider.File, err error) {
+	err = fs.WalkDir(root.FS(), folder, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		contents, err := root.ReadFile(name)
+		files = append(files, provider.File{Path: strings.TrimPrefix(name, folder+"/"), Mode: info.Mode(), Contents: secret.New(contents)})
+		return err
+	})
+	if err != nil {
+		provider.Result{Files: files}.Clear()
+		return nil, bare(err)
+	}
+	return files, nil
+}
+
 // wipe removes everything that root holds.
 func wipe(root *os.Root) error {
 	all, err := entries(root, ".")

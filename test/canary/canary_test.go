@@ -177,7 +177,7 @@ func (c *cage) logged(t *testing.T, what string, v standalone.Volume) {
 	})
 }
 
-const keeps = "A volume keeps the files that it has"
+const keeps = "A refresh failed; what was fetched before stays"
 
 func TestNoCanaryShows(t *testing.T) {
 	for name, arguments := range map[string][]string{"text log": nil, "JSON log": {"--log-format-json"}} {

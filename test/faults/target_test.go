@@ -381,7 +381,7 @@ func TestR10AFileCannotBeAFolderToo(t *testing.T) {
 	n.awaitPublish()
 	n.must(n.holds(oldSet))
 	n.writeClass("local", clash)
-	n.awaitLog("keeps the files that it has")
+	n.awaitLog("what was fetched before stays")
 	n.must(n.holds(oldSet))
 	n.must(n.unpublish())
 	n.gone()

@@ -1,5 +1,6 @@
 // Package crds holds the custom resource definitions of the driver, for the
-// program to install. They are the ones that the Helm chart ships.
+// program to install. They are the ones that the Helm chart ships, and that of
+// SecretSync.
 package crds
 
 import (
@@ -7,10 +8,14 @@ import (
 	"io/fs"
 )
 
-//go:embed *.yaml
+//go:embed secrets-store.csi.x-k8s.io_*.yaml
 var files embed.FS
 
-// Documents returns the definitions, one YAML document each.
+//go:embed secret-sync.x-k8s.io_secretsyncs.yaml
+var secretSyncs []byte
+
+// Documents returns the definitions that every driver needs, one YAML document
+// each.
 func Documents() ([][]byte, error) {
 	names, err := fs.Glob(files, "*.yaml")
 	if err != nil {
@@ -24,3 +29,7 @@ func Documents() ([][]byte, error) {
 	}
 	return documents, nil
 }
+
+// SecretSyncs returns the definition of SecretSync as a YAML document. Helm would
+// install it with every driver, so .helmignore keeps it out of the chart.
+func SecretSyncs() []byte { return secretSyncs }

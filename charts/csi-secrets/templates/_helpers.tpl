@@ -33,6 +33,49 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end -}}
 
+{{- define "csi-secrets.controllerLabels" -}}
+app: {{ include "csi-secrets.name" . }}-controller
+app.kubernetes.io/component: controller
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+app.kubernetes.io/name: {{ include "csi-secrets.name" . | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Lets an account write Secrets in some namespaces; "*" stands for all.
+*/}}
+{{- define "csi-secrets.bindSync" -}}
+{{- $root := .root -}}
+{{- $name := .name -}}
+{{- $account := .account -}}
+{{- $everywhere := has "*" .namespaces -}}
+{{- range ternary (list "*") .namespaces $everywhere }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ ternary "ClusterRoleBinding" "RoleBinding" $everywhere }}
+metadata:
+  name: {{ $name }}
+  {{- if not $everywhere }}
+  namespace: {{ . }}
+  {{- end }}
+  labels:
+    {{- include "csi-secrets.labels" $root | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: secretprovidersyncing-role
+subjects:
+  - kind: ServiceAccount
+    name: {{ $account }}
+    namespace: {{ $root.Release.Namespace }}
+{{- end }}
+{{- end -}}
+
 {{- define "csi-secrets.upstreamImage" -}}
 {{- if eq .Values.linux.image.repository "registry.k8s.io/csi-secrets-store/driver" }}true{{ end -}}
 {{- end -}}

@@ -1,0 +1,82 @@
+package restart
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+)
+
+const (
+	// fieldManager owns what a restart writes.
+	fieldManager = "csi-secrets-restart"
+	// onlyMetadata has the API server leave out all but an object's metadata.
+	onlyMetadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+	// maxEvent bounds the text of an event in bytes, as the API server does.
+	maxEvent = 1024
+)
+
+func metadata(ctx context.Context, client rest.Interface, resource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var found metav1.PartialObjectMetadata
+	err := client.Get().Namespace(namespace).Resource(resource).Name(name).SetHeader("Accept", onlyMetadata).Do(ctx).Into(&found)
+	return &found, err
+}
+
+func (r *Restarter) clientOf(w workload) rest.Interface {
+	if w.Group == argo.Group {
+		return r.argo
+	}
+	return r.apps
+}
+
+func (r *Restarter) read(ctx context.Context, w workload) (*object, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	body, err := r.clientOf(w).Get().Namespace(w.namespace).Resource(w.resource()).Name(w.name).Do(ctx).Raw()
+	if err != nil {
+		return nil, err
+	}
+	var read object
+	if err := json.Unmarshal(body, &read); err != nil {
+		return nil, fmt.Errorf("read %s: %w", w, err)
+	}
+	return &read, nil
+}
+
+func (r *Restarter) write(ctx context.Context, w workload, patch []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return r.clientOf(w).Patch(types.MergePatchType).Namespace(w.namespace).Resource(w.resource()).Name(w.name).
+		Param("fieldManager", fieldManager).Body(patch).Do(ctx).Error()
+}
+
+// event sends an event, unless another leader has sent the same.
+func (r *Restarter) event(ctx context.Context, about corev1.ObjectReference, kind, reason, message string) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if len(message) > maxEvent {
+		message = strings.ToValidUTF8(message[:maxEvent], "")
+	}
+	sum := sha256.Sum256([]byte(string(about.UID) + "\x00" + reason + "\x00" + message))
+	now := metav1.NewTime(time.Now())
+	err := r.core.Post().Namespace(about.Namespace).Resource("events").Body(&corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: about.Namespace, Name: "csi-secrets." + hex.EncodeToString(sum[:10])},
+		InvolvedObject: about, Type: kind, Reason: reason, Message: message,
+		Source: corev1.EventSource{Component: fieldManager}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}).Do(ctx).Error()
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		klog.FromContext(ctx).V(4).Info("Cannot send an event", "reason", err.Error())
+	}
+}
