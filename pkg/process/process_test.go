@@ -85,7 +85,7 @@ func (c told) Signalled(v volume.Info, s class.Signal, processes int, err error)
 }
 
 func TestAProcessHearsOfAChange(t *testing.T) {
-	trap := exec.CommandContext(t.Context(), "sh", "-c", `trap 'echo HUP' HUP; echo ready; while :; do sleep 0.05; done`)
+	trap := exec.CommandContext(t.Context(), "sh", "-c", `trap 'echo USR1' USR1; echo ready; while :; do sleep 0.05; done`)
 	out, err := trap.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -103,17 +103,17 @@ func TestAProcessHearsOfAChange(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); s.Run(ctx) }()
-	v := volume.Info{Pod: provider.Pod{Namespace: "ns", Name: "web", UID: uid}, Signals: []class.Signal{{Process: "sh", Number: unix.SIGHUP}, {Process: "gone", Number: unix.SIGTERM}}}
+	v := volume.Info{Pod: provider.Pod{Namespace: "ns", Name: "web", UID: uid}, Signals: []class.Signal{{Process: "sh", Number: unix.SIGUSR1}, {Process: "gone", Number: unix.SIGTERM}}}
 	s.Published(v)
 	s.Refreshed(v, false)
 	s.Refreshed(v, true)
-	if got := <-heard; got != "web sh SIGHUP 1 <nil>" {
+	if got := <-heard; got != "web sh SIGUSR1 1 <nil>" {
 		t.Errorf("told: %s", got)
 	}
 	if got := <-heard; got != `web gone SIGTERM 0 no process of the pod is called "gone"` {
 		t.Errorf("told: %s", got)
 	}
-	if lines.Scan(); lines.Text() != "HUP" {
+	if lines.Scan(); lines.Text() != "USR1" {
 		t.Errorf("the process printed %q", lines.Text())
 	}
 	v.Pod.UID, v.Signals = other, v.Signals[:1]
