@@ -85,7 +85,7 @@ func selfSigned(t *testing.T, address string) tls.Certificate {
 // What a volume holds stands in the pod's own annotation, as CyberArk's provider
 // has it: the driver reads that, and nothing else of pods.
 func TestConjurTakesItsListFromThePodsAnnotation(t *testing.T) {
-	n := newNamespace(t)
+	n, began := newNamespace(t), time.Now()
 	address, certificate := conjur(t)
 	n.classOf("conjur", "conjur", map[string]string{"account": "shop", "applianceUrl": address, "authnId": "authn-jwt/kube", "sslCertificate": certificate})
 	with, without := template(idle, "conjur"), template(idle, "conjur")
@@ -109,7 +109,7 @@ func TestConjurTakesItsListFromThePodsAnnotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range requests {
-		if r.User == driverAccount && r.Resource == "pods" && r.Verb != "get" {
+		if r.User == driverAccount && r.Resource == "pods" && r.Verb != "get" && r.Time.After(began) {
 			t.Errorf("the driver asked to %s pods", r.Verb)
 		}
 	}
