@@ -96,6 +96,14 @@ func AddMetadata(s *apiruntime.Scheme) {
 	s.AddKnownTypes(metav1.SchemeGroupVersion, &metav1.PartialObjectMetadata{}, &metav1.PartialObjectMetadataList{})
 }
 
+// Metadata returns that of an object; namespace is empty for one without. The
+// client's types are those of AddMetadata.
+func Metadata(ctx context.Context, client rest.Interface, resource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
+	var found metav1.PartialObjectMetadata
+	err := client.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource).Name(name).SetHeader("Accept", OnlyMetadata).Do(ctx).Into(&found)
+	return &found, err
+}
+
 // Watched is a kind of objects that is followed.
 type Watched struct {
 	Client   rest.Interface

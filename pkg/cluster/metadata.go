@@ -124,8 +124,7 @@ func (m *Metadata) NodeLabel(ctx context.Context, node, label string) (string, e
 // right to.
 func (m *Metadata) get(ctx context.Context, op, resource, namespace, name, value string) (*metav1.PartialObjectMetadata, error) {
 	failure := &provider.Error{Kind: provider.Unavailable, Op: op}
-	var found metav1.PartialObjectMetadata
-	err := m.client.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource).Name(name).SetHeader("Accept", kube.OnlyMetadata).Do(ctx).Into(&found)
+	found, err := kube.Metadata(ctx, m.client, resource, namespace, name)
 	switch {
 	case apierrors.IsForbidden(err):
 		failure.Kind, failure.Err, failure.Remedy = provider.Denied, fmt.Errorf("the driver may not read %s", resource), fmt.Sprintf("let it (chart: %s)", value)
@@ -134,7 +133,7 @@ func (m *Metadata) get(ctx context.Context, op, resource, namespace, name, value
 	case err != nil:
 		failure.Err, failure.Remedy = err, "it is asked again"
 	default:
-		return &found, nil
+		return found, nil
 	}
 	return nil, failure
 }

@@ -1,6 +1,6 @@
 // Package cluster tells a Kubernetes cluster what became of its pods' volumes:
 // SecretProviderClassPodStatus objects and events. Both are written off the path
-// of a publish, and neither ever is read as input.
+// of a publish, and no node ever reads either as input.
 package cluster
 
 import (

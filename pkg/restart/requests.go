@@ -15,13 +15,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+
+	"github.com/csi-secrets/csi-secrets/internal/kube"
 )
 
 const (
 	// fieldManager owns what a restart writes.
 	fieldManager = "csi-secrets-restart"
-	// onlyMetadata has the API server leave out all but an object's metadata.
-	onlyMetadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 	// maxEvent bounds the text of an event in bytes, as the API server does.
 	maxEvent = 1024
 )
@@ -29,9 +29,7 @@ const (
 func metadata(ctx context.Context, client rest.Interface, resource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var found metav1.PartialObjectMetadata
-	err := client.Get().Namespace(namespace).Resource(resource).Name(name).SetHeader("Accept", onlyMetadata).Do(ctx).Into(&found)
-	return &found, err
+	return kube.Metadata(ctx, client, resource, namespace, name)
 }
 
 func (r *Restarter) clientOf(w workload) rest.Interface {

@@ -20,7 +20,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -138,12 +137,13 @@ func build(client func(schema.GroupVersion, func(*runtime.Scheme)) (rest.Interfa
 		config: config, view: newView(), jobs: map[workload]*job{}, of: map[types.UID]*job{},
 		owners: map[types.UID]workload{}, begun: map[types.UID]time.Time{},
 	}
-	metadata := func(s *runtime.Scheme) { s.AddKnownTypes(metav1.SchemeGroupVersion, &metav1.PartialObjectMetadata{}) }
-	events := func(s *runtime.Scheme) { s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Event{}) }
 	none := func(*runtime.Scheme) {}
 	var errs [4]error
-	r.core, errs[0] = client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) { metadata(s); events(s) })
-	r.apps, errs[1] = client(apps, metadata)
+	r.core, errs[0] = client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) {
+		kube.AddMetadata(s)
+		s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Event{})
+	})
+	r.apps, errs[1] = client(apps, kube.AddMetadata)
 	r.argo, errs[2] = client(argo, none)
 	r.ours, errs[3] = client(class.GroupVersion, func(s *runtime.Scheme) { class.AddTypes(s); cluster.AddTypes(s) })
 	if err := errors.Join(errs[:]...); err != nil {

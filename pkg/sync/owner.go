@@ -139,11 +139,10 @@ func reference(controller *metav1.OwnerReference) metav1.OwnerReference {
 
 // metadata returns that of an object, or errGone.
 func metadata(ctx context.Context, client rest.Interface, resource, namespace, name string, uid types.UID) (*metav1.PartialObjectMetadata, error) {
-	var found metav1.PartialObjectMetadata
-	err := client.Get().Namespace(namespace).Resource(resource).Name(name).SetHeader("Accept", kube.OnlyMetadata).Do(ctx).Into(&found)
+	found, err := kube.Metadata(ctx, client, resource, namespace, name)
 	e := &provider.Error{Kind: provider.Unavailable, Op: fmt.Sprintf("look at %s %s/%s for the owner of its Secrets", resource, namespace, name), Remedy: "it is tried again"}
 	switch {
-	case apierrors.IsNotFound(err), err == nil && (found.UID != uid && mirrors(&found) != uid || found.DeletionTimestamp != nil):
+	case apierrors.IsNotFound(err), err == nil && (found.UID != uid && mirrors(found) != uid || found.DeletionTimestamp != nil):
 		return nil, errGone
 	case apierrors.IsForbidden(err):
 		e.Kind, e.Err, e.Remedy = provider.Denied, fmt.Errorf("the driver may not read %s", resource), "let it (chart: syncSecret.enabled=true)"
@@ -152,5 +151,5 @@ func metadata(ctx context.Context, client rest.Interface, resource, namespace, n
 		e.Err = err
 		return nil, e
 	}
-	return &found, nil
+	return found, nil
 }
