@@ -67,6 +67,7 @@ type Statuses struct {
 	holders map[place]map[string]struct{} // the targets of the volumes of a place
 	owners  map[place]owner               // whose place it is
 	seen    map[place]applied             // what the API server has, as far as is known
+	heard   map[place]int                 // counts what the watch tells of a place
 	started chan struct{}                 // closed by start
 	start   func()                        // called when seen is that of a list
 }
@@ -107,7 +108,7 @@ func NewStatuses(api *kube.API, node string) (*Statuses, error) {
 		client: client, node: node, started: started, start: sync.OnceFunc(func() { close(started) }),
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[place](firstRetry, lastRetry)),
 		volumes: map[string]volume.Info{}, synced: map[string]synced{}, places: map[string]place{}, holders: map[place]map[string]struct{}{},
-		owners: map[place]owner{}, seen: map[place]applied{},
+		owners: map[place]owner{}, seen: map[place]applied{}, heard: map[place]int{},
 	}, nil
 }
 
@@ -188,6 +189,7 @@ func (s *Statuses) Unpublished(v volume.Info) {
 	if len(s.holders[at]) == 0 {
 		delete(s.holders, at)
 		delete(s.owners, at)
+		delete(s.heard, at)
 	}
 }
 
@@ -373,7 +375,7 @@ func (s *Statuses) writeNext(ctx context.Context) bool {
 	defer s.queue.Done(at)
 	s.mu.Lock()
 	want, ok := s.wanted(at)
-	seen := s.seen[at]
+	seen, heard := s.seen[at], s.heard[at]
 	s.mu.Unlock()
 	body, err := json.Marshal(want)
 	has, otherErr := json.Marshal(seen) // times differ in what JSON does not show
@@ -389,7 +391,9 @@ func (s *Statuses) writeNext(ctx context.Context) bool {
 	case err == nil:
 		s.queue.Forget(at)
 		s.mu.Lock()
-		s.seen[at] = want
+		if s.heard[at] == heard { // else the watch knows better: it may be gone again
+			s.seen[at] = want
+		}
 		s.mu.Unlock()
 	case errors.Is(err, errSmallSchema):
 		s.queue.Add(at)
@@ -465,6 +469,7 @@ func (s statusStore) Update(obj any) error {
 // found notes what the API server has at a place. Callers hold s.mu.
 func (s statusStore) found(at place, has applied) {
 	if s.holders[at] != nil {
+		s.heard[at]++
 		s.seen[at] = has
 		s.queue.AddAfter(at, settle) // it may be what somebody else made of it
 	} else {
@@ -487,6 +492,7 @@ func (s statusStore) Delete(obj any) error {
 func (s statusStore) lost(at place) {
 	delete(s.seen, at)
 	if s.holders[at] != nil {
+		s.heard[at]++
 		s.queue.AddAfter(at, settle)
 	}
 }
