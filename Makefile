@@ -70,12 +70,20 @@ soak: ## a pod that logs in to PostgreSQL for ten minutes with passwords from Va
 e2e: ## the chart and the image in a real Kubernetes, which is built once; needs root
 	go test -count=1 -timeout 60m -p 1 $(E2E)
 
+# Where the time of a target ends, go test may say "context deadline exceeded" of a
+# run that has found nothing (https://go.dev/issue/75804, mended in Go 1.27): such a
+# target is run again. Input that fails is written to testdata, and the run says so.
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME each
 	@go list ./cmd/... ./internal/... ./pkg/... | while read -r package; do \
 		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
 			echo "fuzz $$package $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+			for try in 1 2 3; do \
+				said=$$(go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package 2>&1); failed=$$?; \
+				printf "%s\n" "$$said"; \
+				test $$failed != 0 && printf "%s\n" "$$said" | grep -qx '    context deadline exceeded' && ! printf "%s\n" "$$said" | grep -q 'Failing input' || break; \
+			done; \
+			test $$failed = 0 || exit 1; \
 		done; \
 	done
 
