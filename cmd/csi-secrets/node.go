@@ -343,7 +343,7 @@ func withLogger(ctx context.Context, asJSON bool) context.Context {
 // secretTellers tells each of them, in their order.
 type secretTellers []secretsync.Teller
 
-func (all secretTellers) Synced(v volume.Info, secrets int, err error) {
+func (all secretTellers) Synced(v volume.Info, secrets []secretsync.Told, err error) {
 	for _, t := range all {
 		t.Synced(v, secrets, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
@@ -269,31 +271,40 @@ func TestAFailedRefreshIsACondition(t *testing.T) {
 	}
 }
 
+// two Secrets, one of which was never there.
+var two = []secretsync.Told{{Name: "login", WrittenAt: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)}, {Name: "tls"}}
+
 func TestHowSecretsStandIsACondition(t *testing.T) {
 	s := newServer(t)
 	statuses := s.statuses()
 	v := info("web", "db")
-	statuses.Synced(v, 2, nil) // of a volume of which nobody has heard
+	statuses.Synced(v, two, nil) // of a volume of which nobody has heard
 	statuses.Published(v)
 	if n := len(s.written(1).Status.Conditions); n != 1 {
 		t.Errorf("there are %d conditions", n)
 	}
 	for range 10 {
-		statuses.Synced(v, 2, &provider.Error{Kind: provider.Invalid, Err: errors.New("it exists")})
+		statuses.Synced(v, two, &provider.Error{Kind: provider.Invalid, Err: errors.New("it exists")})
 	}
 	if c := s.written(2).Status.Conditions[1]; c.Type != "Synced" || c.Status != "False" || c.Reason != "Invalid" || c.Message != "it exists" {
 		t.Errorf("the condition is %+v", c)
 	}
 	for range 10 {
-		statuses.Synced(v, 2, nil)
+		statuses.Synced(v, two, nil)
 	}
 	if c := s.written(3).Status.Conditions[1]; c.Status != "True" || c.Message != "Secrets are as secretObjects wants them: 2" {
 		t.Errorf("the condition is %+v", c)
 	}
 	s.quiet(3)
-	statuses.Synced(v, 0, nil)
-	if n := len(s.written(4).Status.Conditions); n != 1 {
-		t.Errorf("there are %d conditions", n)
+	later := slices.Clone(two)
+	later[0].WrittenAt = later[0].WrittenAt.Add(time.Hour)
+	statuses.Synced(v, later, nil)
+	if got := s.written(4).Status.Secrets; len(got) != 2 || got[0].Name != "login" || !got[0].WrittenAt.Equal(ptr(later[0].WrittenAt)) || got[1].Name != "tls" || got[1].WrittenAt != nil {
+		t.Errorf("the Secrets are %+v", got)
+	}
+	statuses.Synced(v, nil, nil)
+	if got := s.written(5).Status; len(got.Conditions) != 1 || len(got.Secrets) != 0 {
+		t.Errorf("the status is %+v", got)
 	}
 }
 
@@ -301,13 +312,16 @@ func TestARestartDoesNotTakeTheConditionOfSecretsAway(t *testing.T) {
 	first := newServer(t)
 	statuses := first.statuses()
 	statuses.Published(info("web", "db"))
-	statuses.Synced(info("web", "db"), 1, nil)
-	first.eventually("the condition", func() bool { return len(first.objects["shop/web-shop-db"].Status.Conditions) == 2 })
+	statuses.Synced(info("web", "db"), two, nil)
+	first.eventually("the condition", func() bool {
+		its := first.objects["shop/web-shop-db"].Status
+		return len(its.Conditions) == 2 && len(its.Secrets) == 2
+	})
 	s := newServer(t, first.objects["shop/web-shop-db"])
 	statuses = s.statuses()
 	statuses.Published(info("web", "db"))
 	s.quiet(0)
-	statuses.Synced(info("web", "db"), 1, nil)
+	statuses.Synced(info("web", "db"), two, nil)
 	s.quiet(0)
 }
 
@@ -323,13 +337,13 @@ func TestASecretThatCannotBeMadeIsToldOnce(t *testing.T) {
 	t.Cleanup(func() { cancel(); <-ended })
 	v := info("web", "db")
 	failure := &provider.Error{Kind: provider.NotFound, Object: "class shop/db", Err: errors.New("no file")}
-	events.Synced(v, 1, failure) // of a volume of which nobody has heard
+	events.Synced(v, two, failure) // of a volume of which nobody has heard
 	events.Published(v)
 	for range 5 {
-		events.Synced(v, 1, failure)
+		events.Synced(v, two, failure)
 	}
-	events.Synced(v, 1, nil)
-	events.Synced(v, 1, &provider.Error{Kind: provider.Invalid, Err: errors.New("it exists")})
+	events.Synced(v, two, nil)
+	events.Synced(v, two, &provider.Error{Kind: provider.Invalid, Err: errors.New("it exists")})
 	s.eventually("events", func() bool { return len(s.events) >= 2 })
 	s.mu.Lock()
 	defer s.mu.Unlock()

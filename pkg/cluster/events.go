@@ -16,6 +16,7 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
+	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
@@ -147,7 +148,7 @@ func (e *Events) Signalled(v volume.Info, s class.Signal, _ int, err error) {
 
 // Synced sends an event about Secrets that cannot be made of a volume. It implements
 // sync.Teller.
-func (e *Events) Synced(v volume.Info, _ int, err error) {
+func (e *Events) Synced(v volume.Info, _ []secretsync.Told, err error) {
 	tell := false
 	e.mu.Lock()
 	if _, mounted := e.mounted[v.TargetPath]; mounted {

@@ -42,9 +42,18 @@ type Status struct {
 	MountedAt *metav1.Time `json:"mountedAt,omitempty"`
 	// LastRotationTime is when the files became others than before.
 	LastRotationTime *metav1.Time `json:"lastRotationTime,omitempty"`
+	// Secrets are those that secretObjects made of the files, by name.
+	Secrets []Secret `json:"secrets,omitempty"`
 	// Conditions has one of type Ready, and one of type Synced where the class wants
 	// Secrets.
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Secret is one that the class wants.
+type Secret struct {
+	Name string `json:"name"`
+	// WrittenAt is when the Secret became what it is; nil where that is not known.
+	WrittenAt *metav1.Time `json:"writtenAt,omitempty"`
 }
 
 // PodStatusList is what an API server answers to a list.
@@ -75,6 +84,10 @@ func (s *PodStatus) deepCopy() PodStatus {
 	copied.Status.MountedAt = s.Status.MountedAt.DeepCopy()
 	copied.Status.LastRotationTime = s.Status.LastRotationTime.DeepCopy()
 	copied.Status.Conditions = slices.Clone(s.Status.Conditions)
+	copied.Status.Secrets = slices.Clone(s.Status.Secrets)
+	for i := range copied.Status.Secrets {
+		copied.Status.Secrets[i].WrittenAt = copied.Status.Secrets[i].WrittenAt.DeepCopy()
+	}
 	return copied
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
 )
 
@@ -233,8 +234,8 @@ func (s *Statuses) wanted(at place) (applied, bool) {
 		mounted, rotated := metav1.NewTime(first.Published.Truncate(time.Second)), metav1.NewTime(first.Changed.Truncate(time.Second))
 		status.Provider, status.MountedAt, status.LastRotationTime = first.Provider, &mounted, &rotated
 		status.Conditions = []metav1.Condition{s.ready(at, targets)}
-		if c, ok := s.secrets(at, targets); ok {
-			status.Conditions = append(status.Conditions, c)
+		if secrets, c, ok := s.secrets(at, targets); ok {
+			status.Secrets, status.Conditions = secrets, append(status.Conditions, c)
 		}
 	}
 	return applied{
@@ -276,14 +277,14 @@ const syncedType = "Synced"
 
 // synced is how the Secrets stand that are made of a volume.
 type synced struct {
-	secrets int
+	secrets []secretsync.Told
 	since   time.Time
 	err     error
 }
 
-// Synced notes how many Secrets a volume's class wants, and why not all of them are
-// there. It implements sync.Teller.
-func (s *Statuses) Synced(v volume.Info, secrets int, err error) {
+// Synced notes which Secrets a volume's class wants, and why not all of them are as
+// wanted. It implements sync.Teller.
+func (s *Statuses) Synced(v volume.Info, secrets []secretsync.Told, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at, known := s.places[v.TargetPath]
@@ -297,32 +298,45 @@ func (s *Statuses) Synced(v volume.Info, secrets int, err error) {
 	}
 	s.synced[v.TargetPath] = now
 	switch {
-	case !has, before.secrets != secrets, (before.err == nil) != (err == nil), err != nil && reason(before.err) != reason(err):
+	case !has, !slices.Equal(before.secrets, secrets), (before.err == nil) != (err == nil), err != nil && reason(before.err) != reason(err):
 		s.queue.AddAfter(at, settle)
 	case err != nil && before.err.Error() != err.Error():
 		s.queue.AddAfter(at, reword)
 	}
 }
 
-// secrets returns the condition of the Secrets that are made of the volumes at a
-// place, false where their class wants none. Of what is not known since a restart
+// secrets returns the Secrets that are made of the volumes at a place, and their
+// condition, false where their class wants none. Of what is not known since a restart
 // nothing changes.
-func (s *Statuses) secrets(at place, targets []string) (metav1.Condition, bool) {
+func (s *Statuses) secrets(at place, targets []string) ([]Secret, metav1.Condition, bool) {
 	for _, target := range targets {
 		if now, ok := s.synced[target]; ok {
-			c := metav1.Condition{Type: syncedType, Status: metav1.ConditionTrue, Reason: "Synced", Message: fmt.Sprintf("Secrets are as secretObjects wants them: %d", now.secrets)}
+			c := metav1.Condition{Type: syncedType, Status: metav1.ConditionTrue, Reason: "Synced", Message: fmt.Sprintf("Secrets are as secretObjects wants them: %d", len(now.secrets))}
 			if now.err != nil {
 				c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason(now.err), cut(now.err.Error(), maxMessage)
 			}
-			return s.since(at, c, now.since), now.secrets > 0
+			return told(now.secrets), s.since(at, c, now.since), len(now.secrets) > 0
 		}
 	}
 	for _, c := range s.seen[at].Status.Conditions {
 		if c.Type == syncedType {
-			return c, true
+			return s.seen[at].Status.Secrets, c, true
 		}
 	}
-	return metav1.Condition{}, false
+	return nil, metav1.Condition{}, false
+}
+
+// told returns Secrets as the status has them.
+func told(secrets []secretsync.Told) []Secret {
+	as := make([]Secret, len(secrets))
+	for i, t := range secrets {
+		as[i].Name = t.Name
+		if !t.WrittenAt.IsZero() {
+			at := metav1.NewTime(t.WrittenAt)
+			as[i].WrittenAt = &at
+		}
+	}
+	return as
 }
 
 // since gives a condition the time since when it is what it is: that of the API

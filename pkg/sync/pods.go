@@ -49,10 +49,19 @@ type Config struct {
 }
 
 // Teller hears, after each attempt, how the Secrets stand that are made of a volume:
-// how many its class wants, and why not all of them are there, nil if they are. It
-// must return at once, and is safe for concurrent use.
+// those that its class wants, by name, and why not all of them are as wanted, nil if
+// they are. It must return at once, is safe for concurrent use, and does not change
+// secrets.
 type Teller interface {
-	Synced(v volume.Info, secrets int, err error)
+	Synced(v volume.Info, secrets []Told, err error)
+}
+
+// Told is a Secret that a class wants.
+type Told struct {
+	Name string
+	// WrittenAt is when it became what it is, see Written.At; zero where that is not
+	// known, or where it is not there.
+	WrittenAt time.Time
 }
 
 // Recorder counts the attempts to bring a Secret about. errorType is "" for one that
@@ -105,6 +114,8 @@ type state struct {
 	// since is when the Data became what it is, by the clock of whoever wrote it, and
 	// seen when this node saw that first.
 	since, seen time.Time
+	// writtenAt is Written.At, where it is known.
+	writtenAt time.Time
 	// behind says that the Secret has newer Data than ours, which it never had.
 	behind bool
 	// settled is the last version of ours that the Secret had.
@@ -433,6 +444,7 @@ func (p *Pods) ensure(ctx context.Context, at place, users []volume.Info, w wish
 	if want.Owners, owned = p.owners.remembered(pods); owned {
 		st, err := p.writer.Look(ctx, want)
 		p.saw(at, st.Since)
+		p.stands(at, st.WrittenAt)
 		if err != nil || st.Holds {
 			p.settle(at, ours, err)
 			return false, err
@@ -448,21 +460,23 @@ func (p *Pods) ensure(ctx context.Context, at place, users []volume.Info, w wish
 			return false, errGone
 		}
 	}
-	wrote, err = p.writer.Ensure(ctx, want)
+	done, err := p.writer.Ensure(ctx, want)
+	p.stands(at, done.At)
 	var newer *NewerError
 	if errors.As(err, &newer) {
 		p.saw(at, newer.Changed)
 		if !p.prevails(at, ours, from.Refreshed) {
-			return wrote, nil
+			return done.Wrote, nil
 		}
 		want.Changed = newer.Changed.Add(1)
-		wrote, err = p.writer.Ensure(ctx, want)
+		done, err = p.writer.Ensure(ctx, want)
+		p.stands(at, done.At)
 	}
 	if err == nil {
 		p.queue.AddAfter(job{at: at}, about(lookAgain))
 	}
 	p.settle(at, ours, err)
-	return wrote, err
+	return done.Wrote, err
 }
 
 // settle notes that the Secret has our version, unless err says that it has not.
@@ -482,6 +496,15 @@ func (p *Pods) saw(at place, since time.Time) {
 	defer p.mu.Unlock()
 	if s := p.stateOf(at); !s.since.Equal(since) {
 		s.since, s.seen = since, time.Now()
+	}
+}
+
+// stands notes when a Secret became what it is, where that is known.
+func (p *Pods) stands(at place, writtenAt time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !writtenAt.IsZero() {
+		p.stateOf(at).writtenAt = writtenAt
 	}
 }
 
@@ -506,17 +529,18 @@ func (p *Pods) tell(ref class.Ref) {
 		return
 	}
 	var errs []error
+	var secrets []Told
 	for _, name := range slices.Sorted(maps.Keys(w.objects)) {
 		s := p.secrets[place{Namespace: ref.Namespace, Name: name}]
 		if s == nil || !s.tried {
 			return
 		}
-		errs = append(errs, s.err)
+		errs, secrets = append(errs, s.err), append(secrets, Told{name, s.writtenAt})
 	}
 	err := provider.Join(errs)
 	for _, v := range p.volumes {
 		if v.Class == ref {
-			p.config.Teller.Synced(v, len(w.objects), err)
+			p.config.Teller.Synced(v, secrets, err)
 		}
 	}
 }

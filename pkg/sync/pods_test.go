@@ -33,7 +33,9 @@ type node struct {
 	files map[string]map[string]string // by target
 	since map[string]time.Time
 	told  map[string]string // the last of each target
-	errs  int               // of attempts
+	// lists are those of the Secrets that were told last, by target.
+	lists map[string][]Told
+	errs  int // of attempts
 }
 
 // classes are those of a cluster.
@@ -70,7 +72,7 @@ func newClasses() *classes { return &classes{all: map[class.Ref]*class.SecretPro
 // start begins a node. It must be called in a bubble of synctest.
 func start(t *testing.T, s *server, of class.Source) *node {
 	t.Helper()
-	n := &node{t: t, s: s, done: make(chan struct{}), files: map[string]map[string]string{}, since: map[string]time.Time{}, told: map[string]string{}}
+	n := &node{t: t, s: s, done: make(chan struct{}), files: map[string]map[string]string{}, since: map[string]time.Time{}, told: map[string]string{}, lists: map[string][]Told{}}
 	pods, err := build(s.client, Config{Classes: of, Files: n.read, Teller: n, Recorder: n})
 	if err != nil {
 		t.Fatal(err)
@@ -96,10 +98,11 @@ func (n *node) read(target string) ([]provider.File, time.Time, error) {
 	return filesOf(set), n.since[target], nil
 }
 
-func (n *node) Synced(v volume.Info, secrets int, err error) {
+func (n *node) Synced(v volume.Info, secrets []Told, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.told[v.TargetPath] = fmt.Sprintf("%d %v", secrets, err)
+	n.told[v.TargetPath] = fmt.Sprintf("%d %v", len(secrets), err)
+	n.lists[v.TargetPath] = secrets
 }
 
 func (n *node) SecretSynced(_, errorType string, _ bool, _ time.Duration) {
@@ -230,6 +233,39 @@ func TestTheSecretOfAPodIsThereAndFollowsItsFiles(t *testing.T) {
 		n.refresh("web-1", "db", userFile("bob"))
 		s.expect("apply shop/login")
 		n.expectText(login, "user", "bob")
+	})
+}
+
+// Nodes that only see the Secret tell the same, so that one write is one change.
+func TestEveryNodeTellsWhenTheSecretWasWritten(t *testing.T) {
+	bubble(t, func(t *testing.T, s *server, of *classes, n *node) {
+		tell := func(n *node, pod string, want time.Time) {
+			t.Helper()
+			synctest.Wait()
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			if got := n.lists[pod+"/db"]; len(got) != 1 || got[0].Name != "login" || !got[0].WrittenAt.Equal(want) {
+				t.Errorf("%s tells of %v, want %v", pod, got, want)
+			}
+		}
+		made := time.Now().Truncate(time.Second)
+		n.publish("web-1", "web", "db", userFile("ann"))
+		tell(n, "web-1", made)
+		n.pass(time.Hour)
+		other := start(t, s, of)
+		defer other.stop()
+		other.publish("api-1", "api", "db", userFile("ann"))
+		s.expect("apply shop/login", "own shop/login", "own shop/login")
+		tell(other, "api-1", made)
+
+		n.pass(time.Hour)
+		changed := time.Now().Truncate(time.Second)
+		n.refresh("web-1", "db", userFile("bob"))
+		tell(n, "web-1", changed)
+		n.pass(time.Minute)
+		other.refresh("api-1", "db", userFile("bob"))
+		tell(other, "api-1", changed)
+		s.expect("apply shop/login")
 	})
 }
 

@@ -88,8 +88,17 @@ func newWriter(of clients, fieldManager string) (*Writer, error) {
 	return &Writer{client, fieldManager}, nil
 }
 
-// Ensure makes the Secret as it is wanted, and reports whether it wrote anything: it
-// does not if nothing differs. Labels, annotations and owners of others stay. Data
+// Written is what Ensure has come to.
+type Written struct {
+	// Wrote tells whether anything was written.
+	Wrote bool
+	// At is when the Secret became what it is, but for what others wrote, by the clock
+	// of the API server and in whole seconds; zero where that is not known.
+	At time.Time
+}
+
+// Ensure makes the Secret as it is wanted, and writes nothing if nothing differs.
+// Labels, annotations and owners of others stay. Data
 // is all that is wanted, or what newer Data somebody else has written: then the
 // error is a *NewerError, and the owners are right nevertheless.
 //
@@ -99,11 +108,11 @@ func newWriter(of clients, fieldManager string) (*Writer, error) {
 //
 // Two that create one Secret at the same time may leave the older Data: after a
 // write, callers look again a few seconds later.
-func (w *Writer) Ensure(ctx context.Context, want Wanted) (wrote bool, err error) {
+func (w *Writer) Ensure(ctx context.Context, want Wanted) (done Written, err error) {
 	err = w.repeat(ctx, want.Namespace, want.Name, func(ctx context.Context) error {
-		return w.ensure(ctx, want, &wrote)
+		return w.ensure(ctx, want, &done)
 	})
-	return wrote, err
+	return done, err
 }
 
 // Standing is how a Secret compares with what it is to be.
@@ -115,6 +124,8 @@ type Standing struct {
 	// Since is when the Data became what it is, by the clock of whoever wrote it; zero
 	// where that is not known.
 	Since time.Time
+	// WrittenAt is Written.At.
+	WrittenAt time.Time
 }
 
 // Look reads the Secret and tells how it stands. Errors are those of Ensure.
@@ -132,6 +143,7 @@ func (w *Writer) Look(ctx context.Context, want Wanted) (st Standing, err error)
 		st.Owned = len(v.owners) == 0
 		st.Holds = st.Owned && !v.write && v.newer == nil
 		st.Since, _ = changedAt(has)
+		st.WrittenAt = w.writtenAt(has.ManagedFields)
 		return nil
 	})
 	return st, err
@@ -173,19 +185,20 @@ func (w *Writer) repeat(ctx context.Context, namespace, name string, do func(con
 // errVanished says that the Secret was deleted after it had been read.
 var errVanished = errors.New("the Secret was deleted meanwhile")
 
-func (w *Writer) ensure(ctx context.Context, want Wanted, wrote *bool) error {
+func (w *Writer) ensure(ctx context.Context, want Wanted, done *Written) error {
 	has, err := w.get(ctx, want.Namespace, want.Name)
 	if err != nil {
 		return err
 	}
 	if has == nil {
-		return w.create(ctx, want, wrote)
+		return w.create(ctx, want, done)
 	}
 	defer wipe(has)
 	v, err := w.judge(has, want)
 	if err != nil {
 		return err
 	}
+	done.At = w.writtenAt(has.ManagedFields)
 	if v.write && v.retype {
 		// The type of a Secret cannot change.
 		if err := w.try(ctx, want); err != nil {
@@ -194,9 +207,9 @@ func (w *Writer) ensure(ctx context.Context, want Wanted, wrote *bool) error {
 		if err := w.delete(ctx, has); err != nil {
 			return err
 		}
-		*wrote = true
+		done.Wrote = true
 		want.Owners = append(slices.Clone(has.OwnerReferences), v.owners...)
-		return w.create(ctx, want, wrote)
+		return w.create(ctx, want, done)
 	}
 	if v.write {
 		want.Changed, want.Generation = v.changed, v.generation
@@ -204,7 +217,7 @@ func (w *Writer) ensure(ctx context.Context, want Wanted, wrote *bool) error {
 		if err != nil {
 			return err
 		}
-		*wrote = true
+		done.Wrote, done.At = true, w.writtenAt(version.ManagedFields)
 		if err := w.drop(ctx, has, version.ResourceVersion, v.leftover); err != nil {
 			return err
 		}
@@ -213,7 +226,7 @@ func (w *Writer) ensure(ctx context.Context, want Wanted, wrote *bool) error {
 		if err := w.own(ctx, want, has.UID, v.owners); err != nil {
 			return err
 		}
-		*wrote = true
+		done.Wrote = true
 	}
 	if v.newer != nil {
 		return v.newer
@@ -234,12 +247,12 @@ func (w *Writer) try(ctx context.Context, want Wanted) error {
 		SetHeader("Accept", kube.OnlyMetadata).Body(body).Do(ctx).Error()
 }
 
-func (w *Writer) create(ctx context.Context, want Wanted, wrote *bool) error {
+func (w *Writer) create(ctx context.Context, want Wanted, done *Written) error {
 	made, err := w.apply(ctx, want, "")
 	if err != nil {
 		return err
 	}
-	*wrote = true
+	done.Wrote, done.At = true, w.writtenAt(made.ManagedFields)
 	if len(want.Owners) == 0 {
 		return nil
 	}
@@ -332,14 +345,31 @@ func (w *Writer) relabelled(has *corev1.Secret, want Wanted, ours *fieldpath.Set
 // owned returns the fields that were applied by this field manager.
 func (w *Writer) owned(has *corev1.Secret) *fieldpath.Set {
 	ours := &fieldpath.Set{}
-	for _, entry := range has.ManagedFields {
-		if entry.Manager == w.manager && entry.Operation == metav1.ManagedFieldsOperationApply && entry.FieldsV1 != nil {
-			if err := ours.FromJSON(entry.FieldsV1.GetRawReader()); err != nil {
-				return &fieldpath.Set{}
-			}
+	if entry := w.entry(has.ManagedFields); entry.FieldsV1 != nil {
+		if err := ours.FromJSON(entry.FieldsV1.GetRawReader()); err != nil {
+			return &fieldpath.Set{}
 		}
 	}
 	return ours
+}
+
+// writtenAt is when this field manager applied last, see Written.At.
+func (w *Writer) writtenAt(fields []metav1.ManagedFieldsEntry) time.Time {
+	if entry := w.entry(fields); entry.Time != nil {
+		return entry.Time.Time
+	}
+	return time.Time{}
+}
+
+// entry returns that of what this field manager applies, an empty one where it has
+// not.
+func (w *Writer) entry(fields []metav1.ManagedFieldsEntry) metav1.ManagedFieldsEntry {
+	for _, entry := range fields {
+		if entry.Manager == w.manager && entry.Operation == metav1.ManagedFieldsOperationApply && entry.Subresource == "" {
+			return entry
+		}
+	}
+	return metav1.ManagedFieldsEntry{}
 }
 
 // changedAt returns what the mark says, false where there is none.

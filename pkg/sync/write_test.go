@@ -49,9 +49,9 @@ func ensure(t *testing.T, w *Writer, want Wanted, writes bool) {
 	if st, err := w.Look(t.Context(), want); err != nil || st.Holds == writes {
 		t.Errorf("it stands %+v, %v", st, err)
 	}
-	wrote, err := w.Ensure(t.Context(), want)
-	if err != nil || wrote != writes {
-		t.Errorf("wrote: %v, %v; want %v", wrote, err, writes)
+	done, err := w.Ensure(t.Context(), want)
+	if err != nil || done.Wrote != writes {
+		t.Errorf("wrote: %v, %v; want %v", done, err, writes)
 	}
 	if st, err := w.Look(t.Context(), want); err != nil || !st.Holds {
 		t.Errorf("it stands %+v then, %v", st, err)
@@ -144,9 +144,9 @@ func TestASecretOfSomebodyElseIsLeftAlone(t *testing.T) {
 		has.Type, has.Data, has.Labels = "Opaque", map[string][]byte{"user": []byte("theirs")}, map[string]string{ManagedLabel: "false"}
 	})
 	before := s.secret(login)
-	wrote, err := w.Ensure(t.Context(), wanted(noon, "user", canary))
-	if wrote || !errors.Is(err, ErrForeign) || provider.KindOf(err) != provider.Invalid || !strings.HasPrefix(err.Error(), "Secret shop/login: it exists, and csi-secrets does not manage it; choose another name") {
-		t.Errorf("wrote %v, %v", wrote, err)
+	done, err := w.Ensure(t.Context(), wanted(noon, "user", canary))
+	if done.Wrote || !errors.Is(err, ErrForeign) || provider.KindOf(err) != provider.Invalid || !strings.HasPrefix(err.Error(), "Secret shop/login: it exists, and csi-secrets does not manage it; choose another name") {
+		t.Errorf("wrote %v, %v", done, err)
 	}
 	if err := w.Remove(t.Context(), "shop", "login", "db"); !errors.Is(err, ErrForeign) {
 		t.Errorf("removed: %v", err)
@@ -162,9 +162,9 @@ func TestASecretThatSomethingControlsIsForThatOnly(t *testing.T) {
 	yes, own := true, wanted(noon, "user", "ann")
 	own.Owners = []metav1.OwnerReference{{APIVersion: "secret-sync.x-k8s.io/v1alpha1", Kind: "SecretSync", Name: "login", UID: "uid-sync", Controller: &yes}}
 	ensure(t, w, own, true)
-	wrote, err := w.Ensure(t.Context(), wanted(noon.Add(time.Hour), "user", "eve"))
-	if wrote || !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), `it belongs to SecretSync "login"; choose another name`) {
-		t.Errorf("wrote %v, %v", wrote, err)
+	done, err := w.Ensure(t.Context(), wanted(noon.Add(time.Hour), "user", "eve"))
+	if done.Wrote || !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), `it belongs to SecretSync "login"; choose another name`) {
+		t.Errorf("wrote %v, %v", done, err)
 	}
 	own.Data = wanted(noon, "user", "bob").Data
 	own.Changed = noon.Add(time.Minute)
@@ -213,8 +213,8 @@ func TestOlderContentsNeverTakeThePlaceOfNewerOnes(t *testing.T) {
 		if st, err := w.Look(t.Context(), old); st.Holds || st.Owned == writes || err != nil || !st.Since.Equal(noon) {
 			t.Errorf("it stands %+v, %v", st, err)
 		}
-		if wrote, err := w.Ensure(t.Context(), old); wrote != writes || !errors.As(err, &newer) || !newer.Changed.Equal(noon) {
-			t.Errorf("wrote %v, %v", wrote, err)
+		if done, err := w.Ensure(t.Context(), old); done.Wrote != writes || !errors.As(err, &newer) || !newer.Changed.Equal(noon) {
+			t.Errorf("wrote %v, %v", done, err)
 		}
 	}
 	if has := s.secret(login); string(has.Data["user"]) != "new" || len(has.OwnerReferences) != 2 {
@@ -457,7 +457,7 @@ func TestASecretThatIsDeletedBetweenAReadAndAWriteIsMadeAnew(t *testing.T) {
 	}
 	want := wanted(noon, "user", "ann")
 	want.Owners = append(want.Owners, owner("other"))
-	if wrote, err := w.Ensure(t.Context(), want); err != nil || !wrote || len(s.secret(login).OwnerReferences) != 2 {
-		t.Errorf("wrote %v, %v", wrote, err)
+	if done, err := w.Ensure(t.Context(), want); err != nil || !done.Wrote || len(s.secret(login).OwnerReferences) != 2 {
+		t.Errorf("wrote %v, %v", done, err)
 	}
 }

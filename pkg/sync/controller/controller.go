@@ -77,6 +77,8 @@ type object struct {
 	provider string     // that was asked last
 	told     time.Time  // when the status was written last
 	leased   lease
+	// writtenAt is when the Secret became what it is; zero where that is not known.
+	writtenAt time.Time
 }
 
 // lease names a fetch that brought what has to be given back, which a Secret
@@ -278,7 +280,8 @@ func (c *Controller) synchronize(ctx context.Context, o *object, s *SecretSync, 
 	if _, now := c.get(s.target()); now == nil || !now.is(s) {
 		return done, errSuperseded
 	}
-	if done.Changed, err = c.config.Writer.Ensure(ctx, want); err != nil {
+	written, err := c.config.Writer.Ensure(ctx, want)
+	if done.Changed, o.writtenAt = written.Wrote, written.At; err != nil {
 		return done, &failure{reasonWrite, err}
 	}
 	return done, nil

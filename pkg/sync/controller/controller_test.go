@@ -306,16 +306,38 @@ func TestChangesAreFollowedAtOnce(t *testing.T) {
 
 func TestAForcedSynchronizationIsSeenWithoutAChange(t *testing.T) {
 	s, _ := shop(t)
-	s.apply("secretsyncs", "login", `{"status":{"lastSuccessfulSyncTime":"2020-01-01T00:00:00Z"}}`)
 	hash := s.status("login").SyncHash
+	wrote(s, "2020-01-01T00:00:00Z")
 	s.written()
 	s.apply("secretsyncs", "login", `{"spec":{"forceSynchronization":"now"}}`)
 	s.becomes("login", metav1.ConditionTrue, reasonUpToDate) // of the new generation
 	if s.status("login").SyncHash != hash || len(s.written("secrets")) > 0 {
 		t.Error("the Secret was written")
 	}
-	if s.status("login").LastSuccessfulSyncTime.Year() == 2020 {
-		t.Error("its time is that of the last one")
+	if at := s.status("login").LastSuccessfulSyncTime; at.Year() != 2020 {
+		t.Errorf("it was written at %s", at)
+	}
+}
+
+// wrote has the Secret login written at another time.
+func wrote(s *server, at string) {
+	s.apply("secrets", "login", `{"metadata":{"managedFields":[{"manager":"`+secretsync.FieldManager+`","operation":"Apply","time":"`+at+`"}]}}`)
+}
+
+// A restart of those that use the Secret goes by its time.
+func TestTheTimeOfAnOutageIsNoneOfTheSecret(t *testing.T) {
+	s, v := shop(t)
+	wrote(s, "2020-01-01T00:00:00Z")
+	for _, err := range []error{&provider.Error{Kind: provider.Invalid, Err: errors.New("the store is sealed")}, nil} {
+		v.change(func() { v.err = err })
+		s.apply("secretproviderclasses", "db", `{"metadata":{"annotations":{"`+class.RefreshAnnotation+`":"`+fmt.Sprint(err)+`"}}}`)
+		if err != nil {
+			s.becomes("login", metav1.ConditionFalse, reasonProvider)
+		}
+	}
+	s.becomes("login", metav1.ConditionTrue, reasonUpToDate)
+	if at := s.status("login").LastSuccessfulSyncTime; at.Year() != 2020 {
+		t.Errorf("the Secret was written at %s", at)
 	}
 }
 

@@ -59,8 +59,7 @@ type Status struct {
 	// SyncHash is another text after each write of the Secret. It is random, so that
 	// nobody can guess at the values.
 	SyncHash string `json:"syncHash,omitempty"`
-	// LastSuccessfulSyncTime is when the Secret was last written, or found to be as
-	// the generation of the SecretSync asks for.
+	// LastSuccessfulSyncTime is when the Secret became what it is.
 	LastSuccessfulSyncTime *metav1.Time       `json:"lastSuccessfulSyncTime,omitempty"`
 	Conditions             []metav1.Condition `json:"conditions,omitempty"`
 }

@@ -177,6 +177,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			next = merge(known, sent).(document)
 		}
+		if strings.Contains(r.Header.Get("Content-Type"), "apply-patch") {
+			next["metadata"].(document)["managedFields"] = []any{document{"manager": r.URL.Query().Get("fieldManager"), "operation": "Apply", "time": time.Now().UTC().Format(time.RFC3339)}}
+		}
 		next = s.put(place, next)
 		if strings.Contains(r.Header.Get("Accept"), "PartialObjectMetadata") {
 			next = document{"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": next["metadata"]}

@@ -55,8 +55,9 @@ func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
 // outcome returns the status after a synchronization that failed with err, or
-// succeeded, and then wrote the Secret or found it as it should be.
-func (s *SecretSync) outcome(wrote bool, err error) Status {
+// succeeded, and then wrote the Secret or found it as it should be. writtenAt is when
+// the Secret became what it is, zero where that is not known.
+func (s *SecretSync) outcome(wrote bool, writtenAt time.Time, err error) Status {
 	before, next := s.Status, Status{SyncHash: s.Status.SyncHash, LastSuccessfulSyncTime: s.Status.LastSuccessfulSyncTime}
 	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
 		if known := meta.FindStatusCondition(before.Conditions, kind); known != nil {
@@ -65,10 +66,12 @@ func (s *SecretSync) outcome(wrote bool, err error) Status {
 		meta.SetStatusCondition(&next.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: s.Generation})
 	}
 	if err == nil {
-		known := meta.FindStatusCondition(before.Conditions, conditionUpdated)
-		if wrote || known == nil || known.Status != metav1.ConditionTrue || known.ObservedGeneration != s.Generation {
-			now := metav1.Now()
-			next.LastSuccessfulSyncTime = &now
+		if writtenAt.IsZero() && (wrote || next.LastSuccessfulSyncTime == nil) {
+			writtenAt = time.Now()
+		}
+		if !writtenAt.IsZero() {
+			at := metav1.NewTime(writtenAt)
+			next.LastSuccessfulSyncTime = &at
 		}
 		if wrote || next.SyncHash == "" {
 			next.SyncHash = rand.Text()
@@ -137,7 +140,7 @@ func (s Status) worded(other Status) Status {
 // report writes the status of s, where it is another, and sends an event where a
 // failure is new, or the Secret was changed.
 func (c *Controller) report(ctx context.Context, o *object, s *SecretSync, wrote bool, err error) error {
-	before, next := s.Status, s.outcome(wrote, err)
+	before, next := s.Status, s.outcome(wrote, o.writtenAt, err)
 	if same(before, next) || time.Since(o.told) < reword && same(before, next.worded(before)) {
 		return nil
 	}
