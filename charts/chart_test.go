@@ -284,7 +284,7 @@ func TestRightsAreTheseAndNoOthers(t *testing.T) {
 			"csi-secrets-store-secrets-store-csi-driver-controller",
 			"secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch", "/events: create patch",
 			"secrets-store.csi.x-k8s.io/secretproviderclasspodstatuses: list watch",
-			"/pods: get", "apps/replicasets: get", "apps/deployments,statefulsets,daemonsets: get patch",
+			"/pods: get list", "apps/replicasets: get", "apps/deployments,statefulsets,daemonsets: get patch",
 			"argoproj.io/rollouts: get patch",
 		)},
 		{"a controller that restarts nothing", "controller.enabled=true,controller.restarts.enabled=false", with(

@@ -148,7 +148,7 @@ func runController(ctx context.Context, o *controllerOptions) error {
 	if err != nil {
 		return err
 	}
-	o.restart.Recorder = counted
+	o.restart.Recorder, o.restart.SecretSyncs = counted, o.secretSyncs
 	restarter, err := restart.New(api, o.restart)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package restart
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -20,10 +21,13 @@ type job struct {
 	unable string
 	told   bool // that it is unable
 
-	pods  map[types.UID]struct{}
-	since time.Time // of the first sign of a change that no restart has answered
-	due   time.Time // when it is looked at next; zero for not before another sign
-	ready bool      // it waits for its turn only
+	pods map[types.UID]struct{}
+	// readers are pods that had read a Secret before it became what it is, when the
+	// pods of the namespace were listed.
+	readers map[types.UID]pod
+	since   time.Time // of the first sign of a change that no restart has answered
+	due     time.Time // when it is looked at next; zero for not before another sign
+	ready   bool      // it waits for its turn only
 	// rolling is when the restart that is under way last replaced a pod more, zero
 	// where none is, and replaced how many it has replaced.
 	rolling  time.Time
@@ -34,14 +38,30 @@ type job struct {
 // find returns the job of a pod's workload, nil where the pod is gone.
 func (r *Restarter) find(ctx context.Context, p pod) (*job, error) {
 	its, err := metadata(ctx, r.core, "pods", p.namespace, p.name)
-	var owner workload
-	if err == nil && its.UID == p.uid {
-		owner, err = r.ownerOf(ctx, its)
-	}
 	switch {
 	case apierrors.IsNotFound(err), err == nil && its.UID != p.uid:
 		return nil, nil
 	case err != nil:
+		return nil, err
+	}
+	j, err := r.jobOf(ctx, &its.ObjectMeta)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	r.of[p.uid] = j
+	if j.unable == "" {
+		j.pods[p.uid] = struct{}{}
+	}
+	return j, nil
+}
+
+// jobOf returns the job of the workload of a pod.
+func (r *Restarter) jobOf(ctx context.Context, its *metav1.ObjectMeta) (*job, error) {
+	owner, err := r.ownerOf(ctx, its)
+	if err != nil {
 		return nil, err
 	}
 	if _, can := restartable[owner.GroupKind]; !can {
@@ -51,21 +71,19 @@ func (r *Restarter) find(ctx context.Context, p pod) (*job, error) {
 		}
 		restart, set := wish(its.Annotations)
 		j.told = set && !restart
-		r.of[p.uid] = j
 		return j, nil
 	}
 	j := r.jobs[owner]
 	if j == nil {
-		j = &job{workload: owner, pods: map[types.UID]struct{}{}}
+		j = &job{workload: owner, pods: map[types.UID]struct{}{}, readers: map[types.UID]pod{}}
 		r.jobs[owner] = j
 	}
-	r.of[p.uid], j.pods[p.uid] = j, struct{}{}
 	return j, nil
 }
 
 // ownerOf returns what controls a pod: what controls its ReplicaSet, where it has
 // one. It returns the zero workload for a pod of its own.
-func (r *Restarter) ownerOf(ctx context.Context, its *metav1.PartialObjectMetadata) (workload, error) {
+func (r *Restarter) ownerOf(ctx context.Context, its *metav1.ObjectMeta) (workload, error) {
 	owner := controllerOf(its)
 	if owner.GroupKind != replicaSet {
 		return owner, nil
@@ -77,7 +95,7 @@ func (r *Restarter) ownerOf(ctx context.Context, its *metav1.PartialObjectMetada
 	if err != nil {
 		return workload{}, err
 	}
-	above := controllerOf(set)
+	above := controllerOf(&set.ObjectMeta)
 	if above.Kind == "" {
 		above = owner
 	}
@@ -107,7 +125,7 @@ func (r *Restarter) leave(uid types.UID) {
 
 // drop forgets a workload of which nothing is left to do.
 func (r *Restarter) drop(j *job) {
-	if len(j.pods) == 0 && j.rolling.IsZero() {
+	if len(j.pods) == 0 && len(j.readers) == 0 && j.rolling.IsZero() {
 		delete(r.jobs, j.workload)
 	}
 }
@@ -139,10 +157,10 @@ func (r *Restarter) look(ctx context.Context, j *job) (*object, []change) {
 	changes, pods := r.changes(j, read)
 	switch {
 	case len(changes) == 0:
-		j.since = time.Time{}
+		r.rest(j)
 	case read.manual():
 		r.refuse(ctx, j, j.reference(), changes, "its update strategy is OnDelete")
-		j.since = time.Time{}
+		r.rest(j)
 	case read.held(), !read.finished(j.Kind):
 		j.due = now.Add(lookAgain)
 	case now.Before(r.last(j, read).Add(r.config.Spacing)):
@@ -162,6 +180,13 @@ func (r *Restarter) look(ctx context.Context, j *job) (*object, []change) {
 		}
 	}
 	return nil, nil
+}
+
+// rest has nothing done for a workload before there is another sign of a change.
+func (r *Restarter) rest(j *job) {
+	j.since = time.Time{}
+	clear(j.readers)
+	r.drop(j)
 }
 
 // rolls returns whether the restart that was under way still is.
@@ -184,20 +209,25 @@ func (r *Restarter) rolls(ctx context.Context, j *job, read *object) bool {
 }
 
 // changes returns those that a job's workload is to be restarted for, the last of
-// each class, and the pods that have seen one.
+// each name, and the pods for which they are.
 func (r *Restarter) changes(j *job, read *object) (last []change, pods []pod) {
 	wished, set := wish(read.Metadata.Annotations, read.Spec.Template.Metadata.Annotations)
 	if set && !wished {
 		return nil, nil
 	}
+	all := r.view.wished(slices.Collect(maps.Values(j.readers)), wished)
 	for uid := range j.pods {
-		p, ok := r.view.get(uid, wished)
-		if !ok || len(p.changes) == 0 {
+		if p, ok := r.view.get(uid, wished); ok {
+			all = append(all, p)
+		}
+	}
+	for _, p := range all {
+		if len(p.changes) == 0 {
 			continue
 		}
 		pods = append(pods, p)
 		for _, c := range p.changes {
-			i := slices.IndexFunc(last, func(other change) bool { return other.class == c.class })
+			i := slices.IndexFunc(last, func(other change) bool { return other.String() == c.String() })
 			if i < 0 {
 				last = append(last, c)
 			} else if c.at.After(last[i].at) {
@@ -205,7 +235,7 @@ func (r *Restarter) changes(j *job, read *object) (last []change, pods []pod) {
 			}
 		}
 	}
-	slices.SortFunc(last, func(a, b change) int { return strings.Compare(a.class, b.class) })
+	slices.SortFunc(last, func(a, b change) int { return strings.Compare(a.String(), b.String()) })
 	return last, pods
 }
 
@@ -219,17 +249,19 @@ func (r *Restarter) last(j *job, read *object) time.Time {
 	return at
 }
 
-// anyStays returns whether one of the pods is there still, and is not about to end.
+// anyStays returns whether one of the pods is there still, is not about to end, and
+// has not begun anew since.
 func (r *Restarter) anyStays(ctx context.Context, j *job, read *object, pods []pod) (bool, error) {
 	for _, p := range pods {
-		its, err := metadata(ctx, r.core, "pods", p.namespace, p.name)
+		its, err := r.readPod(ctx, p.namespace, p.name)
 		switch {
 		case apierrors.IsNotFound(err):
 		case err != nil:
 			return false, err
-		case its.UID == p.uid && read.stays(j.Kind, its):
+		case its.Metadata.UID == p.uid && read.stays(j.Kind, &its.Metadata) && its.outdated(p.changes):
 			return true, nil
 		}
+		delete(j.readers, p.uid)
 	}
 	return false, nil
 }

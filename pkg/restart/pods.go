@@ -18,30 +18,40 @@ import (
 // place is the namespace and name of an object.
 type place = types.NamespacedName
 
-// pod is one whose files have become others since they were mounted.
+// pod is one that has read what has become something else since.
 type pod struct {
 	namespace, name string
 	uid             types.UID
-	changes         []change // one for each class at most
+	changes         []change // one for each name at most
 }
 
-// change is when files of a class became others.
+// change is when the files of a class became others, or the data of a Secret that is
+// made of them.
 type change struct {
-	class string
-	at    time.Time
+	kind, name string // of the class, or of the Secret
+	at         time.Time
 }
 
-// view is what is known of a cluster's pods and classes. Its fields are locked by
-// mu.
+func (c change) String() string { return c.kind + " " + c.name }
+
+// secretKind is the kind of a change of a Secret.
+const secretKind = "Secret"
+
+// view is what is known of a cluster's pods, classes and Secrets that are made of
+// them. Its fields are locked by mu.
 type view struct {
 	mu       sync.Mutex
 	statuses map[place]source // of pods
 	pods     map[types.UID]*pod
 	classes  map[place]bool // that want restarts
 	// news are pods of which something has changed, or which are gone.
-	news map[types.UID]struct{}
+	news    map[types.UID]struct{}
+	secrets map[place]*written
+	told    map[teller][]string // the Secrets of which it tells
+	// reread are the namespaces with Secrets of which there is news.
+	reread map[string]struct{}
 	// listed says that the first lists have come.
-	listed struct{ statuses, classes bool }
+	listed struct{ statuses, classes, syncs bool }
 }
 
 // source is the status that told of a change of a pod.
@@ -51,29 +61,31 @@ type source struct {
 }
 
 func newView() *view {
-	return &view{statuses: map[place]source{}, pods: map[types.UID]*pod{}, classes: map[place]bool{}, news: map[types.UID]struct{}{}}
+	return &view{statuses: map[place]source{}, pods: map[types.UID]*pod{}, classes: map[place]bool{}, news: map[types.UID]struct{}{},
+		secrets: map[place]*written{}, told: map[teller][]string{}, reread: map[string]struct{}{}}
 }
 
 // setStatus notes what a status tells, nil for one that is gone. Times are whole
 // seconds of the pod's node. Callers hold mu.
 func (v *view) setStatus(at place, p *cluster.PodStatus) {
+	v.setSecrets(at, p)
 	var next source
 	if p != nil && p.Status.MountedAt != nil && p.Status.LastRotationTime != nil && p.Status.LastRotationTime.After(p.Status.MountedAt.Time) {
 		for _, owner := range p.OwnerReferences {
 			if owner.Kind == "Pod" && owner.Name == p.Status.PodName {
-				next = source{owner.UID, change{p.Status.SecretProviderClassName, p.Status.LastRotationTime.Time}}
+				next = source{owner.UID, change{class.Kind, p.Status.SecretProviderClassName, p.Status.LastRotationTime.Time}}
 			}
 		}
 	}
 	before := v.statuses[at]
-	if before.uid == next.uid && before.class == next.class && before.at.Equal(next.at) {
+	if before.uid == next.uid && before.name == next.name && before.at.Equal(next.at) {
 		return
 	}
 	if before.uid != "" {
 		delete(v.statuses, at)
 		v.news[before.uid] = struct{}{}
 		if was := v.pods[before.uid]; was != nil {
-			was.changes = slices.DeleteFunc(was.changes, func(c change) bool { return c.class == before.class })
+			was.changes = slices.DeleteFunc(was.changes, func(c change) bool { return c.name == before.name })
 			if len(was.changes) == 0 {
 				delete(v.pods, before.uid)
 			}
@@ -108,23 +120,30 @@ func (v *view) setClass(at place, c *class.SecretProviderClass) {
 	}
 	v.classes[at] = true
 	for uid, p := range v.pods {
-		if p.namespace == at.Namespace && slices.ContainsFunc(p.changes, func(c change) bool { return c.class == at.Name }) {
+		if p.namespace == at.Namespace && slices.ContainsFunc(p.changes, func(c change) bool { return c.name == at.Name }) {
 			v.news[uid] = struct{}{}
+		}
+	}
+	for s, w := range v.secrets {
+		if s.Namespace == at.Namespace && w.of(at.Name) {
+			v.reread[s.Namespace] = struct{}{}
 		}
 	}
 }
 
-// take returns the pods of which there is news since the last call, false as long
-// as not everything was listed.
-func (v *view) take() ([]types.UID, bool) {
+// take returns the pods of which there is news since the last call, and the
+// namespaces of Secrets of which there is, false as long as not everything was
+// listed.
+func (v *view) take() (pods []types.UID, namespaces []string, ok bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.listed.statuses || !v.listed.classes {
-		return nil, false
+		return nil, nil, false
 	}
-	taken := slices.Collect(maps.Keys(v.news))
+	pods, namespaces = slices.Collect(maps.Keys(v.news)), slices.Collect(maps.Keys(v.reread))
 	clear(v.news)
-	return taken, true
+	clear(v.reread)
+	return pods, namespaces, true
 }
 
 // get returns a copy of a pod with those changes that are a reason to restart its
@@ -137,11 +156,20 @@ func (v *view) get(uid types.UID, wished bool) (pod, bool) {
 	if found == nil {
 		return pod{}, false
 	}
-	copied := *found
-	copied.changes = slices.DeleteFunc(slices.Clone(found.changes), func(c change) bool {
-		return !wished && !v.classes[place{Namespace: found.namespace, Name: c.class}]
+	return v.wishedOf(*found, wished), true
+}
+
+// wishedOf returns a pod with those changes that are a reason to restart its
+// workload, see get. Callers hold mu.
+func (v *view) wishedOf(p pod, wished bool) pod {
+	p.changes = slices.DeleteFunc(slices.Clone(p.changes), func(c change) bool {
+		at := place{Namespace: p.namespace, Name: c.name}
+		if c.kind == secretKind {
+			return !wished && !v.wantedFor(at)
+		}
+		return !wished && !v.classes[at]
 	})
-	return copied, true
+	return p
 }
 
 // store is what the watch of a kind writes to.
@@ -155,7 +183,8 @@ type store[T metav1.Object] struct {
 var _ cache.ReflectorStore = store[*cluster.PodStatus]{}
 
 func (v *view) statusStore() store[*cluster.PodStatus] {
-	return store[*cluster.PodStatus]{v, v.setStatus, func() []place { return slices.Collect(maps.Keys(v.statuses)) }, &v.listed.statuses}
+	known := func() []place { return append(v.tellers(cluster.PodStatusKind), slices.Collect(maps.Keys(v.statuses))...) }
+	return store[*cluster.PodStatus]{v, v.setStatus, known, &v.listed.statuses}
 }
 
 func (v *view) classStore() store[*class.SecretProviderClass] {

@@ -29,7 +29,7 @@ func wanting(name, onChange string) *class.SecretProviderClass {
 // takes checks of which pods there is news.
 func takes(t *testing.T, v *view, step string, want ...types.UID) {
 	t.Helper()
-	got, _ := v.take()
+	got, _, _ := v.take()
 	if slices.Sort(got); !slices.Equal(got, want) {
 		t.Errorf("%s: there is news of %v, want %v", step, got, want)
 	}
@@ -50,7 +50,7 @@ func TestNothingIsKnownBeforeEverythingWasListed(t *testing.T) {
 			"classes":  func() { must(t, v.classStore().Replace(nil, "1")) },
 		}
 		lists[first]()
-		if _, ok := v.take(); ok {
+		if _, _, ok := v.take(); ok {
 			t.Errorf("with %s alone there is news", first)
 		}
 		lists["statuses"]()
@@ -100,7 +100,7 @@ func TestThereIsNewsOfAPodWhenItsFilesChange(t *testing.T) {
 	must(t, v.statusStore().Add(status("web", "tls", time.Hour)))
 	must(t, v.statusStore().Add(status("web", "db", time.Hour)))
 	takes(t, v, "changes of two classes", "uid-web")
-	if p, _ := v.get("uid-web", false); len(p.changes) != 1 || p.changes[0].class != "db" {
+	if p, _ := v.get("uid-web", false); len(p.changes) != 1 || p.changes[0].name != "db" {
 		t.Errorf("the reasons are %v", p.changes)
 	}
 	if p, _ := v.get("uid-web", true); len(p.changes) != 2 {

@@ -29,6 +29,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/cluster"
+	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync/controller"
 )
 
 const (
@@ -77,6 +78,8 @@ type Config struct {
 	Parallel int
 	// PerMinute is how many restarts may begin in a minute.
 	PerMinute int
+	// SecretSyncs says that the Secrets of SecretSyncs are followed too.
+	SecretSyncs bool
 	// Recorder counts restarts; it may be nil.
 	Recorder Recorder
 }
@@ -100,13 +103,14 @@ type noRecorder struct{}
 func (noRecorder) Restart(string) {}
 
 // Restarter restarts workloads. It needs the rights to list and watch
-// secretproviderclasses and secretproviderclasspodstatuses; to get pods and
-// replicasets; to get and patch deployments, statefulsets, daemonsets and
-// rollouts; and to create events.
+// secretproviderclasses and secretproviderclasspodstatuses, and secretsyncs where it
+// follows them; to get and list pods, and to get replicasets; to get and patch
+// deployments, statefulsets, daemonsets and rollouts; and to create events. It reads
+// no Secret.
 type Restarter struct {
-	config                 Config
-	core, apps, argo, ours rest.Interface
-	view                   *view
+	config                        Config
+	core, apps, argo, ours, syncs rest.Interface
+	view                          *view
 
 	// The others are those of Run's own goroutine.
 	jobs    map[workload]*job
@@ -118,6 +122,8 @@ type Restarter struct {
 	lost    []types.UID             // pods whose workload could not be found
 	search  time.Time               // when that is tried again
 	failing bool                    // that was told
+	lists   map[string]time.Time    // when the pods of namespaces are to be listed
+	unread  bool                    // that they cannot be was told
 }
 
 // New returns a Restarter that does nothing before Run. Its error tells what is
@@ -135,10 +141,10 @@ func build(client func(schema.GroupVersion, func(*runtime.Scheme)) (rest.Interfa
 	}
 	r := &Restarter{
 		config: config, view: newView(), jobs: map[workload]*job{}, of: map[types.UID]*job{},
-		owners: map[types.UID]workload{}, begun: map[types.UID]time.Time{},
+		owners: map[types.UID]workload{}, begun: map[types.UID]time.Time{}, lists: map[string]time.Time{},
 	}
 	none := func(*runtime.Scheme) {}
-	var errs [4]error
+	var errs [5]error
 	r.core, errs[0] = client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) {
 		kube.AddMetadata(s)
 		s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Event{})
@@ -146,6 +152,7 @@ func build(client func(schema.GroupVersion, func(*runtime.Scheme)) (rest.Interfa
 	r.apps, errs[1] = client(apps, kube.AddMetadata)
 	r.argo, errs[2] = client(argo, none)
 	r.ours, errs[3] = client(class.GroupVersion, func(s *runtime.Scheme) { class.AddTypes(s); cluster.AddTypes(s) })
+	r.syncs, errs[4] = client(secretsync.GroupVersion, secretsync.AddTypes)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
@@ -169,26 +176,35 @@ func (r *Restarter) Run(ctx context.Context) {
 			Object: &class.SecretProviderClass{}, List: func() runtime.Object { return &class.SecretProviderClassList{} },
 		}.Follow(ctx, r.view.classStore())
 	})
+	if r.config.SecretSyncs {
+		following.Go(func() {
+			kube.Watched{
+				Client: r.syncs, Resource: "secretsyncs",
+				Object: &secretsync.SecretSync{}, List: func() runtime.Object { return &secretsync.SecretSyncList{} },
+			}.Follow(ctx, r.view.syncStore())
+		})
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(tick):
 		}
-		if news, ok := r.view.take(); ok {
-			r.pass(ctx, news)
+		if news, namespaces, ok := r.view.take(); ok {
+			r.pass(ctx, news, namespaces)
 		}
 	}
 }
 
 // pass does what is due.
-func (r *Restarter) pass(ctx context.Context, news []types.UID) {
+func (r *Restarter) pass(ctx context.Context, news []types.UID, namespaces []string) {
 	if began := time.Now(); !began.Before(r.search) {
 		news, r.lost, r.search = append(news, r.lost...), nil, began.Add(lookAgain)
 	}
 	for _, uid := range news {
 		r.hear(ctx, uid)
 	}
+	r.reread(ctx, namespaces)
 	now := time.Now()
 	if !r.heard {
 		// What was there already is looked at in one pass, before anything is
@@ -249,14 +265,16 @@ func (r *Restarter) hear(ctx context.Context, uid types.UID) {
 		}
 		r.failing = r.failing && len(r.lost) > 0
 	}
-	r.changed(ctx, j, p)
+	if j.unable != "" {
+		p, _ = r.view.get(uid, false)
+	}
+	r.changed(ctx, j, p, r.config.Settle)
 }
 
-// changed notes that a secret has changed which a pod of a workload has read. It
-// is where whatever tells of changes ends.
-func (r *Restarter) changed(ctx context.Context, j *job, p pod) {
+// changed notes that a secret has changed which a pod of a workload has read, and has
+// the workload looked at after a while. It is where whatever tells of changes ends.
+func (r *Restarter) changed(ctx context.Context, j *job, p pod, settle time.Duration) {
 	if j.unable != "" {
-		p, _ = r.view.get(p.uid, false)
 		r.refuse(ctx, j, corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.namespace, Name: p.name, UID: p.uid}, p.changes,
 			j.unable+", and not a Deployment, StatefulSet, DaemonSet or Rollout")
 		return
@@ -265,7 +283,7 @@ func (r *Restarter) changed(ctx context.Context, j *job, p pod) {
 	if j.since.IsZero() {
 		j.since = now
 	}
-	if due := now.Add(r.config.Settle); j.due.IsZero() || due.Before(j.due) {
+	if due := now.Add(settle); j.due.IsZero() || due.Before(j.due) {
 		j.due = due
 	}
 }
@@ -276,8 +294,8 @@ func (r *Restarter) restart(ctx context.Context, j *job, read *object, changes [
 	j.ready, r.next = false, now.Add(time.Minute/time.Duration(r.config.PerMinute))
 	var names, sentences []string
 	for _, c := range changes {
-		names = append(names, class.Kind+" "+c.class)
-		sentences = append(sentences, fmt.Sprintf("%s %s changed at %s", class.Kind, c.class, c.at.UTC().Format(time.RFC3339)))
+		names = append(names, c.String())
+		sentences = append(sentences, fmt.Sprintf("%s changed at %s", c, c.at.UTC().Format(time.RFC3339)))
 	}
 	body, err := read.patch(j.Kind, now, strings.Join(names, ", "))
 	if err == nil {
@@ -307,8 +325,8 @@ func (r *Restarter) refuse(ctx context.Context, j *job, about corev1.ObjectRefer
 		return
 	}
 	j.told = true
-	r.event(ctx, about, corev1.EventTypeWarning, "CannotRestart", fmt.Sprintf("%s %s has changed, and this cannot be restarted: %s; delete the pod yourself, or set the annotation %s: \"false\"",
-		class.Kind, changes[0].class, why, Annotation))
+	r.event(ctx, about, corev1.EventTypeWarning, "CannotRestart", fmt.Sprintf("%s has changed, and this cannot be restarted: %s; delete the pod yourself, or set the annotation %s: \"false\"",
+		changes[0], why, Annotation))
 }
 
 // fail tells that something could not be done for a job, and has it looked at

@@ -46,7 +46,7 @@ type workload struct {
 
 // controllerOf returns the workload that controls an object, the zero one where
 // none does.
-func controllerOf(o *metav1.PartialObjectMetadata) workload {
+func controllerOf(o *metav1.ObjectMeta) workload {
 	owner := metav1.GetControllerOf(o)
 	if owner == nil {
 		return workload{}
@@ -172,7 +172,7 @@ func (o *object) progressing(reason string) bool {
 func (o *object) replaced() int32 { return o.Status.UpdatedReplicas + o.Status.UpdatedNumberScheduled }
 
 // stays says that a pod is not about to end.
-func (o *object) stays(kind string, pod *metav1.PartialObjectMetadata) bool {
+func (o *object) stays(kind string, pod *metav1.ObjectMeta) bool {
 	if pod.DeletionTimestamp != nil {
 		return false
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/cluster"
+	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync/controller"
 )
 
 // interval is how far apart nodes see a change.
@@ -51,7 +53,8 @@ type world struct {
 	patches   []patched
 	rolling   map[string]int // rollouts under way, by workload
 	most      int            // restarts under way at the same time
-	requests  map[string]int // by verb and resource
+
+	requests map[string]int // by verb and resource
 	// refuse is asked before a request is served, and answered by its status.
 	refuse func(verb, path string) int
 	// latency is how long an answer takes.
@@ -61,6 +64,8 @@ type world struct {
 	patched func(path string) error
 	// broken keeps rollouts from ending.
 	broken bool
+	// specs are those of pods that use Secrets, by workload.
+	specs map[string]corev1.PodSpec
 }
 
 // livePod is a pod on its node.
@@ -69,6 +74,9 @@ type livePod struct {
 	workload string
 	mounted  time.Time
 	classes  []string
+	spec     corev1.PodSpec
+	began    map[string]time.Time // its containers, by name, as far as they run
+	ended    bool                 // its containers
 }
 
 // patched is a restart.
@@ -80,7 +88,8 @@ type patched struct {
 func newWorld(t *testing.T) *world {
 	return &world{
 		t: t, podTime: 3 * time.Second, grace: 30 * time.Second, workloads: map[string]any{}, sets: map[string]metav1.ObjectMeta{}, pods: map[place]*livePod{},
-		objects: map[string]map[place]any{statuses: {}, classes: {}}, watches: map[string][]chan string{},
+		specs:   map[string]corev1.PodSpec{},
+		objects: map[string]map[place]any{statuses: {}, classes: {}, syncs: {}}, watches: map[string][]chan string{},
 		rolling: map[string]int{}, requests: map[string]int{},
 	}
 }
@@ -88,6 +97,7 @@ func newWorld(t *testing.T) *world {
 const (
 	statuses = "secretproviderclasspodstatuses"
 	classes  = "secretproviderclasses"
+	syncs    = "secretsyncs"
 )
 
 // run runs a Restarter until the test ends or stop is called.
@@ -151,7 +161,7 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 		return w.watch(r, resource), nil
 	case w.objects[resource] != nil:
 		return answer(r, http.StatusOK, map[string]any{
-			"apiVersion": class.GroupVersion.String(), "kind": listKind[resource], "metadata": map[string]string{"resourceVersion": fmt.Sprint(w.version)},
+			"apiVersion": strings.Join(parts[:2], "/"), "kind": listKind[resource], "metadata": map[string]string{"resourceVersion": fmt.Sprint(w.version)},
 			"items": slices.Collect(maps.Values(w.objects[resource])),
 		}), nil
 	case resource == "events":
@@ -162,6 +172,13 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		w.events = append(w.events, e)
 		return answer(r, http.StatusCreated, e), nil
+	case resource == "pods" && len(parts) == 5:
+		return answer(r, http.StatusOK, w.page(parts[3], r.URL.Query())), nil
+	case resource == "pods" && r.Header.Get("Accept") == "application/json, */*":
+		if p := w.pods[name]; p != nil {
+			return answer(r, http.StatusOK, p.object()), nil
+		}
+		return answer(r, http.StatusNotFound, "NotFound"), nil
 	case resource == "pods" || resource == "replicasets":
 		if !strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata") {
 			w.t.Errorf("%s is asked for as %s", path, r.Header.Get("Accept"))
@@ -186,7 +203,7 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer(r, http.StatusOK, found), nil
 }
 
-var listKind = map[string]string{statuses: "SecretProviderClassPodStatusList", classes: "SecretProviderClassList"}
+var listKind = map[string]string{statuses: "SecretProviderClassPodStatusList", classes: "SecretProviderClassList", syncs: "SecretSyncList"}
 
 func (w *world) decode(r *http.Request, into any) []byte {
 	body, err := io.ReadAll(r.Body)
@@ -415,7 +432,10 @@ func (w *world) add(kind, name string, pods int, mounts ...string) (path string)
 // w.mu.
 func (w *world) start(path, name string, mounts ...string) *livePod {
 	w.version++
-	p := &livePod{workload: path, mounted: time.Now(), classes: mounts}
+	p := &livePod{workload: path, mounted: time.Now(), classes: mounts, spec: w.specs[path], began: map[string]time.Time{}}
+	for _, c := range slices.Concat(p.spec.InitContainers, p.spec.Containers) {
+		p.began[c.Name] = time.Now()
+	}
 	p.ObjectMeta = metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(fmt.Sprintf("pod-%d", w.version)), Labels: map[string]string{"rollouts-pod-template-hash": "stable"}}
 	if path != "" {
 		parts := strings.Split(path, "/")
@@ -528,6 +548,13 @@ func (w *world) restarts(path string) []patched {
 	return slices.DeleteFunc(slices.Clone(w.patches), func(p patched) bool { return path != "" && p.path != path })
 }
 
+// asked returns how many requests of a kind there were.
+func (w *world) asked(kind string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.requests[kind]
+}
+
 // told returns the events so far.
 func (w *world) told() []corev1.Event {
 	w.mu.Lock()
@@ -549,4 +576,98 @@ func inBubble(t *testing.T, f func(t *testing.T, w *world)) {
 		f(t, newWorld(t))
 		done() // of what stands in for controllers and nodes
 	})
+}
+
+// page returns a part of the list of a namespace's pods, of three at most, so that
+// there are several. Callers hold w.mu.
+func (w *world) page(namespace string, query url.Values) any {
+	if query.Get("limit") == "" {
+		w.t.Error("the list of pods has no limit")
+	}
+	var names []string
+	for at := range w.pods {
+		if at.Namespace == namespace && at.Name > query.Get("continue") {
+			names = append(names, at.Name)
+		}
+	}
+	slices.Sort(names)
+	list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
+	if len(names) > 3 {
+		names, list.Continue = names[:3], names[2]
+	}
+	for _, name := range names {
+		list.Items = append(list.Items, *w.pods[place{Namespace: namespace, Name: name}].object())
+	}
+	return list
+}
+
+// object returns the pod as the API server has it. Its init containers have ended.
+func (p *livePod) object() *corev1.Pod {
+	o := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: p.ObjectMeta, Spec: p.spec}
+	o.Status.Phase = corev1.PodRunning
+	for _, c := range p.spec.InitContainers {
+		state := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{StartedAt: metav1.NewTime(p.began[c.Name].Truncate(time.Second))}}
+		o.Status.InitContainerStatuses = append(o.Status.InitContainerStatuses, corev1.ContainerStatus{Name: c.Name, State: state})
+	}
+	for _, c := range p.spec.Containers {
+		state := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CreateContainerConfigError"}}
+		if at, runs := p.began[c.Name]; runs {
+			state = corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(at.Truncate(time.Second))}}
+			if p.ended {
+				state = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{StartedAt: state.Running.StartedAt}}
+			}
+		}
+		o.Status.ContainerStatuses = append(o.Status.ContainerStatuses, corev1.ContainerStatus{Name: c.Name, State: state})
+	}
+	return o
+}
+
+// addUser makes a workload whose pods use Secrets as spec says.
+func (w *world) addUser(kind, name string, pods int, spec corev1.PodSpec, mounts ...string) (path string) {
+	w.locked(func() {
+		version := "apps/v1"
+		switch kind {
+		case rollout:
+			version = "argoproj.io/v1alpha1"
+		case "Job":
+			version = "batch/v1"
+		}
+		w.specs[version+"/namespaces/shop/"+strings.ToLower(kind)+"s/"+name] = spec
+	})
+	return w.add(kind, name, pods, mounts...)
+}
+
+// write changes the Secret login, as the driver of a node does of which a pod mounts
+// a class, and as the others' drivers see it one after the other.
+func (w *world) write(className string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := metav1.NewTime(time.Now().Truncate(time.Second))
+	i := 0
+	for _, p := range w.pods {
+		if !slices.Contains(p.classes, className) {
+			continue
+		}
+		seen := time.Second + time.Duration(i)*20*time.Second
+		i++
+		go func() {
+			time.Sleep(seen)
+			w.locked(func() {
+				if s, ok := w.objects[statuses][statusOf(p, className)].(*cluster.PodStatus); ok {
+					next := s.DeepCopyObject().(*cluster.PodStatus)
+					next.Status.Secrets = []cluster.Secret{{Name: "login", WrittenAt: &at}}
+					w.put(statuses, statusOf(p, className), next)
+				}
+			})
+		}()
+	}
+}
+
+// sync writes the Secret login as the controller does that serves a SecretSync.
+func (w *world) sync(className string) {
+	at := metav1.NewTime(time.Now().Truncate(time.Second))
+	s := &secretsync.SecretSync{}
+	s.APIVersion, s.Kind, s.Namespace, s.Name = secretsync.GroupVersion.String(), secretsync.Kind, "shop", "login"
+	s.Spec.SecretProviderClassName, s.Status.LastSuccessfulSyncTime = className, &at
+	w.locked(func() { w.put(syncs, place{Namespace: "shop", Name: "login"}, s) })
 }

@@ -102,6 +102,80 @@ func TestAWorkloadThatCannotReReadIsRestartedOnce(t *testing.T) {
 	}
 }
 
+// Workloads that have variables of a Secret, and mount nothing, are restarted after
+// the Secret has changed, whether pods of others made it or a SecretSync.
+func TestAWorkloadThatUsesASecretIsRestartedOnce(t *testing.T) {
+	n := newNamespace(t)
+	withController(t, append(n.secretSyncs(), "--set", "syncSecret.enabled=true", "--set", "syncSecret.namespaces={"+n.name+"}",
+		"--set", "controller.restarts.settle=2s", "--set", "controller.restarts.spacing=5s", "--set", "controller.restarts.perMinute=60")...)
+	n.letSync("reader")
+	n.synced("files", []string{"made"}, "used")
+	for _, name := range []string{"db", "files"} {
+		n.kubectl("patch", "secretproviderclass", name, "--type=merge", "-p", `{"spec":{"parameters":{"onChange":"- action: restart"}}}`)
+	}
+	apply(t, n.secretSync("synced", "db", "reader"))
+	apply(t, deployment(n, "files", 2, template(idle, "files")))
+	apply(t, deployment(n, "api", 2, withVariable(template(idle), "made", "used")))
+	apply(t, statefulSet(n, "store", 2, withVariable(template(idle), "synced", "PASSWORD")))
+	left := deployment(n, "left", 1, withVariable(template(idle), "made", "used"))
+	left.Annotations = map[string]string{restart.Annotation: "false"}
+	apply(t, left)
+	finished := func() {
+		t.Helper()
+		for _, w := range []string{"deployment/api", "statefulset/store", "deployment/left", "deployment/files"} {
+			n.kubectl("rollout", "status", w, "--timeout=2m")
+		}
+	}
+	finished()
+	at := "spec.template.metadata.annotations." + strings.ReplaceAll(restart.RestartedAtAnnotation, ".", `\.`) + "}"
+	restarted := func(what string) string { return n.kubectl("get", what, "-o", "jsonpath={."+at) }
+	settled := 15 * time.Second // three times the least distance: what comes again has come by then
+	time.Sleep(settled)
+	if all := n.kubectl("get", "deployment,statefulset", "-o", "jsonpath={.items[*]."+at); all != "" {
+		t.Errorf("that a Secret was made restarted something: %s", all)
+	}
+	its := map[string]string{"api": "deployment/api", "store": "statefulset/store"}
+	before := map[string]string{}
+	for _, value := range []string{"second value", "third value"} {
+		provider(t, http.MethodPost, "/objects/used", value)
+		n.kubectl("patch", "secret", "source", "-p", `{"stringData":{"password":"`+value+`"}}`)
+		now := map[string]string{}
+		for name, w := range its {
+			eventually(t, func() error {
+				if now[name] = restarted(w); now[name] == before[name] {
+					return fmt.Errorf("%s was not restarted", w)
+				}
+				return nil
+			})
+		}
+		finished()
+		for name, w := range its {
+			eventually(t, func() error { // it may take a pod that is about to end
+				got, err := tryKubectl(t, nil, "-n", n.name, "exec", w, "--", "sh", "-c", "echo $VALUE")
+				if err == nil && got != value+"\n" {
+					err = fmt.Errorf("a pod of %s has %q", name, got)
+				}
+				return err
+			})
+		}
+		time.Sleep(settled)
+		for name, w := range its {
+			if again := restarted(w); again != now[name] {
+				t.Errorf("%s was restarted again for the same change", w)
+			}
+		}
+		before = now
+	}
+	if restarted("deployment/left") != "" {
+		t.Error("a workload that has opted out was restarted")
+	}
+	for name, secret := range map[string]string{"api": "made", "store": "synced"} {
+		if events := n.events(name); strings.Count(events, "Normal Restarted: restarted the pods: Secret "+secret+" changed at ") != 2 {
+			t.Errorf("the events of %s are\n%s", name, events)
+		}
+	}
+}
+
 // A signed webhook has nodes refresh the classes that name the object, and no
 // others.
 func TestANoticeReachesThePodsOfAClass(t *testing.T) {

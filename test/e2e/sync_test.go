@@ -275,7 +275,20 @@ func (n namespace) secretSync(name, className, account string) secretsync.Secret
 func withSecretSyncs(t *testing.T, accounts ...string) namespace {
 	t.Helper()
 	n := newNamespace(t)
-	withController(t, "--set", "controller.secretSyncs.enabled=true", "--set", "controller.secretSyncs.namespaces={"+n.name+"}", "--set", "controller.replicas=1")
+	withController(t, n.secretSyncs()...)
+	n.letSync(accounts...)
+	return n
+}
+
+// secretSyncs are the values of the chart with which the controller may write Secrets.
+func (n namespace) secretSyncs() []string {
+	return []string{"--set", "controller.secretSyncs.enabled=true", "--set", "controller.secretSyncs.namespaces={" + n.name + "}", "--set", "controller.replicas=1"}
+}
+
+// letSync has the controller make tokens of service accounts which may read the Secret
+// "source", and makes that and a class db of it.
+func (n namespace) letSync(accounts ...string) {
+	n.t.Helper()
 	n.kubectl("create", "secret", "generic", "source", "--from-literal=password=first")
 	n.kubectl("create", "role", "reader", "--verb=get,watch", "--resource=secrets", "--resource-name=source")
 	tokens := []string{"create", "role", "tokens", "--verb=create", "--resource=serviceaccounts/token"}
@@ -289,7 +302,6 @@ func withSecretSyncs(t *testing.T, accounts ...string) namespace {
 		n.kubectl("create", "rolebinding", a, "--role=reader", "--serviceaccount="+n.name+":"+a)
 	}
 	n.classOf("db", "kubernetes", map[string]string{"objects": "- {objectName: source, key: password}"})
-	return n
 }
 
 // A Secret exists before the first pod does, changes with its source, and goes with

@@ -130,7 +130,7 @@ func New(config Config) (*Controller, error) {
 			return nil, fmt.Errorf("the token for the audience %q is requested twice", r.Audience)
 		}
 	}
-	client, err := config.API.Client(GroupVersion, addTypes)
+	client, err := config.API.Client(GroupVersion, AddTypes)
 	if err != nil {
 		return nil, err
 	}

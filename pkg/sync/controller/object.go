@@ -72,7 +72,8 @@ type SecretSyncList struct {
 	Items []SecretSync `json:"items"`
 }
 
-func addTypes(scheme *runtime.Scheme) {
+// AddTypes registers the kind of this package.
+func AddTypes(scheme *runtime.Scheme) {
 	scheme.AddKnownTypes(GroupVersion, &SecretSync{}, &SecretSyncList{})
 }
 
