@@ -57,6 +57,8 @@ func sources() map[string]source {
 			stamp: "-X helm.sh/helm/v3/internal/version.version=VERSION"}),
 		"secrets-store-csi-driver": {module: "upstream", path: upstream + "/cmd/secrets-store-csi-driver", version: upstream,
 			stamp: "-X " + upstream + "/pkg/version.BuildVersion=VERSION"},
+		"rollouts-controller": {module: "rollouts", path: "github.com/argoproj/argo-rollouts/cmd/rollouts-controller", version: "github.com/argoproj/argo-rollouts",
+			stamp: "-X github.com/argoproj/argo-rollouts/utils/version.version=VERSION"},
 		// A test tool, never shipped: its licence is BUSL-1.1. It embeds its version
 		// itself; some of its plugins refuse to work where it has no date, any will do.
 		"vault": {module: "vault", path: "github.com/hashicorp/vault", version: "github.com/hashicorp/vault",

@@ -4,9 +4,17 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // A process is told of a change by a signal, by a file, and not at all of one that
@@ -58,4 +66,114 @@ func TestAProcessIsToldOfAChange(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// volumes is how many there are of a Secret of the cluster: those of the environment,
+// or some.
+func volumes(t *testing.T) int {
+	text := os.Getenv("CSI_SECRETS_VOLUMES")
+	if text == "" {
+		return 60
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// How long it takes from a write to a Secret of the cluster to the files of many
+// volumes, of pods with service accounts of their own, is told and not asserted:
+// machines are slow at times.
+func TestAChangedSecretReachesManyVolumes(t *testing.T) {
+	const each = 40 // kubelet takes about a hundred pods
+	n := newNamespace(t)
+	n.kubectl("create", "secret", "generic", "source", "--from-literal=password=first")
+	n.kubectl("create", "role", "reader", "--verb=get,watch", "--resource=secrets", "--resource-name=source")
+	n.classOf("db", "kubernetes", map[string]string{"objects": "- {objectName: source, key: password}"})
+	var files []string // as this process sees them
+	count, marker := volumes(t), "many-volumes-of-"+n.name
+	for i := 0; i*each < count; i++ {
+		name := fmt.Sprintf("web-%d", i)
+		n.kubectl("create", "serviceaccount", name)
+		n.kubectl("create", "rolebinding", name, "--role=reader", "--serviceaccount="+n.name+":"+name)
+		p := template(": "+marker+"-"+name+";"+idle, "db")
+		p.Spec.ServiceAccountName = name
+		for v := 1; v < min(each, count-i*each); v++ {
+			volume := fmt.Sprintf("v%d", v)
+			p.Spec.Volumes = append(p.Spec.Volumes, secrets(volume, "db"))
+			p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: volume, MountPath: "/mnt/" + volume, ReadOnly: true})
+		}
+		n.pod(name, p)
+		n.ready("pod/" + name)
+		root := rootOf(t, marker+"-"+name)
+		for _, m := range p.Spec.Containers[0].VolumeMounts {
+			files = append(files, root+m.MountPath+"/password")
+		}
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", kube.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var took []time.Duration
+	const rounds = 10
+	for round := range rounds {
+		value := fmt.Sprintf("value %d", round)
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPatch, config.Host+"/api/v1/namespaces/"+n.name+"/secrets/source", strings.NewReader(`{"stringData":{"password":"`+value+`"}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", "application/merge-patch+json")
+		began := time.Now()
+		response, err := client.Do(request)
+		if err != nil || response.StatusCode != http.StatusOK {
+			t.Fatal(response, err)
+		}
+		_ = response.Body.Close()
+		for left := slices.Clone(files); len(left) > 0; time.Sleep(time.Millisecond) {
+			if time.Since(began) > time.Minute {
+				t.Fatalf("after a minute %d of %d volumes have not changed, as %s", len(left), len(files), left[0])
+			}
+			left = slices.DeleteFunc(left, func(path string) bool {
+				got, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if string(got) == value {
+					took = append(took, time.Since(began))
+				}
+				return string(got) == value
+			})
+		}
+		time.Sleep(time.Second)
+	}
+	slices.Sort(took)
+	at := func(percent int) time.Duration {
+		return took[(len(took)-1)*percent/100].Round(time.Millisecond)
+	}
+	t.Logf("%d volumes, %d changes: from before the request to the file %v at p50, %v at p99, %v at most", len(files), rounds, at(50), at(99), at(100))
+}
+
+// rootOf returns the root folder of the container of which a process has these words
+// in its command line, as this process sees it.
+func rootOf(t *testing.T, words string) (root string) {
+	t.Helper()
+	eventually(t, func() error {
+		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			return err
+		}
+		for _, path := range all {
+			if line, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(line), "/bin/sh\x00-ec\x00: "+words+";") {
+				root = filepath.Dir(path) + "/root"
+				return nil
+			}
+		}
+		return fmt.Errorf("no process has the words %s", words)
+	})
+	return root
 }
