@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // reader fails the pod at the first file of the class that is missing, empty or
@@ -100,8 +101,21 @@ func driverRestarts(t *testing.T) string {
 	return kubectl(t, "-n", driverNamespace, "get", "pods", "-l", driverPods, "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}")
 }
 
+// told returns how many events the driver has sent about each pod.
+func (n namespace) told() map[string]int {
+	n.t.Helper()
+	sent := map[string]int{}
+	for _, e := range read[corev1.EventList](n.t, "-n", n.name, "events").Items {
+		if e.Source.Component == "secrets-store.csi.k8s.io" {
+			sent[e.InvolvedObject.Name] += int(max(e.Count, 1))
+		}
+	}
+	return sent
+}
+
 // The driver is killed, upgraded, and registers again with a kubelet that was
-// killed: fifty pods notice nothing, their secrets go on changing, and they end.
+// killed, and the store is away: fifty pods notice nothing, their secrets go on
+// changing, and they end.
 func TestFiftyPodsNoticeNothing(t *testing.T) {
 	n := newNamespace(t)
 	set := func(value string) {
@@ -138,6 +152,32 @@ func TestFiftyPodsNoticeNothing(t *testing.T) {
 	n.kubectl("delete", "pod", "later")
 	set("after kubelet")
 	n.allRead(pods, "after kubelet")
+	n.calm(pods)
+
+	before := n.told()
+	provider(t, http.MethodPost, "/failures/left?code=14", "")
+	eventually(t, func() error {
+		for _, p := range pods {
+			if s, err := n.status(p.Name, "db"); err != nil || len(s.Status.Conditions) == 0 || s.Status.Conditions[0].Status != metav1.ConditionFalse {
+				return fmt.Errorf("the store is away, and the status of %s is %+v, %v", p.Name, s.Status.Conditions, err)
+			}
+		}
+		return nil
+	})
+	time.Sleep(30 * time.Second) // of many intervals
+	n.allRead(pods, "after kubelet")
+	provider(t, http.MethodPost, "/failures/left?code=0", "")
+	eventually(t, func() error {
+		sent := n.told()
+		for _, p := range pods {
+			if n := sent[p.Name] - before[p.Name]; n != 2 {
+				return fmt.Errorf("an outage was %d events of %s, not one for its beginning and one for its end", n, p.Name)
+			}
+		}
+		return nil
+	})
+	set("after an outage")
+	n.allRead(pods, "after an outage")
 	n.calm(pods)
 
 	n.kubectl("delete", "deployment", "web")
