@@ -122,16 +122,13 @@ func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, 
 			f.record(name, err, time.Since(began))
 			return err
 		}
-		store, governed := "", false
-		if located, ok := p.(provider.Located); ok {
-			store, governed = located.Store(req.Parameters)
-		}
+		store, governed := storeOf(p, name, *req)
 		if !governed {
 			err = once(ctx)
 			return result, err
 		}
 		class := req.Pod.Namespace + "/" + req.Attributes[classAttribute]
-		err = f.governor.do(ctx, work{store: name + storeSeparator + store, class: class, urgent: req.Urgent}, once)
+		err = f.governor.do(ctx, work{store: store, class: class, urgent: req.Urgent}, once)
 		return result, err
 	}
 	sharer, ok := p.(provider.Sharer)
@@ -159,6 +156,14 @@ func (f *Fetcher) answer(ctx context.Context, name string, p provider.Provider, 
 		f.Recorder.Shared(name)
 	}
 	return result, err
+}
+
+// storeOf names the store that req asks, false for one that is not governed.
+func storeOf(p provider.Provider, name string, req provider.Request) (store string, governed bool) {
+	if located, ok := p.(provider.Located); ok {
+		store, governed = located.Store(req.Parameters)
+	}
+	return name + storeSeparator + store, governed
 }
 
 // remembering returns req such that an attempt which follows another has the state

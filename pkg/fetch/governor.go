@@ -167,7 +167,7 @@ func (g *governor) ask(ctx context.Context, s *store, t *turn, ask func(ctx cont
 		now := time.Now()
 		s.leave(t, now)
 		if ended {
-			again = s.note(t, err, ctx.Err(), now)
+			again = s.note(t, err, context.Cause(ctx), now)
 		}
 		s.serve(now)
 	}()
@@ -289,6 +289,14 @@ func (g *governor) waiting(now time.Time) (all []Store) {
 		}
 	}
 	return all
+}
+
+// silent reports whether a store is known not to answer.
+func (g *governor) silent(name string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.stores[name]
+	return s != nil && s.open()
 }
 
 // store is what is known of one store. It is guarded by governor.mu.
@@ -479,7 +487,7 @@ func (s *store) leave(t *turn, now time.Time) {
 }
 
 // note learns from how t ended, and reports whether it is to be asked again.
-// ended is the error of its caller's context.
+// ended is why its caller's context has ended, nil where it has not.
 func (s *store) note(t *turn, err, ended error, now time.Time) (again bool) {
 	kind := provider.KindOf(err)
 	hasty := !errors.Is(ended, context.DeadlineExceeded) || now.Sub(t.began) < leastTime

@@ -50,8 +50,12 @@ func (f *Fetcher) sealing(ctx context.Context, name string, p provider.Provider,
 	}
 	asking, cancel := ctx, func() {}
 	kept := f.keptFor(name, p, req, entry, known)
+	patient := req
 	if req.Starting && kept != nil {
 		asking, cancel = context.WithTimeout(ctx, sealedPatience)
+		// Of those that start while the store is known not to answer, only the one waits
+		// that finds out whether it does again.
+		req.Urgent = req.Urgent && !f.silent(p, name, req)
 	}
 	defer cancel()
 	result, err := f.answer(asking, name, p, req)
@@ -96,11 +100,20 @@ func (f *Fetcher) sealing(ctx context.Context, name string, p provider.Provider,
 		if !errors.Is(openErr, sealed.ErrNone) {
 			logger.Error(openErr, "A sealed answer cannot be used")
 		}
+		if patient.Urgent && !req.Urgent {
+			return f.answer(ctx, name, p, patient) // the store is worth the wait after all
+		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) && asking.Err() != nil && ctx.Err() == nil {
-		return f.sealing(ctx, name, p, req) // nothing is kept after all: the store is worth the wait
+		return f.sealing(ctx, name, p, patient) // nothing is kept after all: the store is worth the wait
 	}
 	return result, err
+}
+
+// silent reports whether the store of req is known not to answer.
+func (f *Fetcher) silent(p provider.Provider, name string, req provider.Request) bool {
+	store, governed := storeOf(p, name, req)
+	return governed && f.governor.silent(store)
 }
 
 // keptFor returns the name of an answer that is kept and may be given to who asks,

@@ -114,13 +114,31 @@ type sealing struct {
 	t       *testing.T
 	dir     string
 	counted *counted
-	log     *bytes.Buffer
+	log     *journal
+}
+
+// journal is what was logged, by several at the same time.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
 }
 
 func withSealed(t *testing.T, body func(s *sealing)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := &sealing{granting: &granting{answers: gives}, t: t, dir: t.TempDir(), counted: &counted{}, log: &bytes.Buffer{}}
+		s := &sealing{granting: &granting{answers: gives}, t: t, dir: t.TempDir(), counted: &counted{}, log: &journal{}}
 		s.restart()
 		body(s)
 		time.Sleep(time.Minute)
@@ -480,6 +498,80 @@ func TestAPodDoesNotWaitLongForAStoreThatHangs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// governed is a provider whose store is somewhere else.
+type governed struct{ *granting }
+
+func (governed) Store(map[string]string) (string, bool) { return "there", true }
+
+// Of a store that is known not to answer only one pod at a time finds out whether it
+// does again.
+func TestPodsDoNotWaitForAStoreThatIsKnownNotToAnswer(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(s *sealing)
+		want  string
+		after time.Duration // at least, of all but a few
+	}{
+		"with a sealed answer":    {func(*sealing) {}, "sealed: " + canary, 0},
+		"with one that is broken": {breakFiles, "answer", patience},
+	} {
+		withSealed(t, func(s *sealing) {
+			s.Fetcher.providers = provider.NewRegistry(map[string]provider.Provider{"store": governed{s.granting}}, nil)
+			const pods = 40
+			account := func(i int) string { return fmt.Sprintf("web-%d", i) }
+			for i := range pods {
+				s.want(starts(account(i)), canary)
+			}
+			time.Sleep(time.Minute)
+			tc.spoil(s)
+			s.set(func(ctx context.Context, _ provider.Request) (provider.Result, error) {
+				<-ctx.Done()
+				return provider.Result{}, of(provider.Unavailable, ctx.Err())
+			})
+			var running sync.WaitGroup
+			for i := range maxFailures {
+				running.Go(func() { s.gets(starts(account(i))) })
+			}
+			running.Wait() // the circuit is open
+			asked, slow := s.asked(), atomic.Int32{}
+			for i := range pods {
+				running.Go(func() {
+					began := time.Now()
+					if got := s.gets(starts(account(i))); !strings.Contains(got, tc.want) {
+						t.Errorf("%s: got %q, want %q", name, got, tc.want)
+					}
+					if time.Since(began) > tc.after {
+						slow.Add(1)
+					}
+				})
+			}
+			running.Wait()
+			if n := slow.Load(); n > 1 {
+				t.Errorf("%s: %d of %d pods waited for more than %v", name, n, pods, tc.after)
+			}
+			if n := s.asked() - asked; n > 3 {
+				t.Errorf("%s: the store was asked %d times", name, n)
+			}
+		})
+	}
+}
+
+// A store that answers again is found by those that start.
+func TestAPodThatStartsFindsThatItsStoreAnswersAgain(t *testing.T) {
+	withSealed(t, func(s *sealing) {
+		s.Fetcher.providers = provider.NewRegistry(map[string]provider.Provider{"store": governed{s.granting}}, nil)
+		s.want(starts("web"), canary)
+		time.Sleep(time.Minute)
+		s.set(failing(unanswered))
+		for range maxFailures {
+			s.want(starts("web"), "sealed: "+canary)
+		}
+		s.set(gives)
+		time.Sleep(lastProbe)
+		s.want(starts("web"), canary)
+		s.want(starts("web"), canary)
+	})
 }
 
 // breakFiles changes the last byte of each file of the cache.

@@ -48,8 +48,8 @@ type shares struct {
 // share is one answer. It is guarded by shares.mu, but for began.
 type share struct {
 	began  time.Time
-	cancel context.CancelFunc // of the ask
-	done   chan struct{}      // closed when the answer is there
+	cancel context.CancelCauseFunc // of the ask
+	done   chan struct{}           // closed when the answer is there
 	result provider.Result
 	err    error
 	users  int  // that wait for it, or take it
@@ -74,7 +74,7 @@ func (s *shares) get(ctx context.Context, key string, since time.Time, ask func(
 		}
 		s.all[key] = e
 		var asking context.Context
-		asking, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+		asking, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 		go s.run(asking, key, e, ask)
 	}
 	e.users++
@@ -91,12 +91,12 @@ func (s *shares) get(ctx context.Context, key string, since time.Time, ask func(
 		result, err = clone(e.result), e.err
 	}
 	e.users--
-	s.tidy(key, e)
+	s.tidy(key, e, err)
 	return result, joined, err
 }
 
 func (s *shares) run(ctx context.Context, key string, e *share, ask func(ctx context.Context) (provider.Result, error)) {
-	defer e.cancel()
+	defer e.cancel(nil)
 	var result provider.Result
 	err := provider.Guarded(func() (err error) { // nobody above could recover a panic
 		result, err = ask(ctx)
@@ -110,7 +110,7 @@ func (s *shares) run(ctx context.Context, key string, e *share, ask func(ctx con
 		s.unlist(key, e) // who comes later asks anew
 		return
 	}
-	s.tidy(key, e)
+	s.tidy(key, e, nil)
 	time.AfterFunc(sharedFor, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -124,12 +124,12 @@ func (s *shares) unlist(key string, e *share) {
 		e.listed = false
 		delete(s.all, key)
 	}
-	s.tidy(key, e)
+	s.tidy(key, e, nil)
 }
 
-// tidy ends an ask that nobody waits for, and clears an answer that nobody will
-// take. Callers hold s.mu.
-func (s *shares) tidy(key string, e *share) {
+// tidy ends an ask that nobody waits for, with why the last has left as its cause, and
+// clears an answer that nobody will take. Callers hold s.mu.
+func (s *shares) tidy(key string, e *share, why error) {
 	if e.users > 0 {
 		return
 	}
@@ -139,7 +139,7 @@ func (s *shares) tidy(key string, e *share) {
 			e.result.Clear()
 		}
 	default:
-		e.cancel()
+		e.cancel(why)
 		if e.listed {
 			e.listed = false
 			delete(s.all, key)
