@@ -209,7 +209,8 @@ func named(name string, err error) error {
 }
 
 // Release has the provider of that name give back what it kept of a volume that
-// is gone. One that is not there any more, or keeps nothing, has nothing to give.
+// is gone. One that is not there any more, or keeps nothing, has nothing to give. It
+// does not hurry: a store that throttles, or is known not to answer, is not asked.
 func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) error {
 	p, err := f.providers.Get(name)
 	if err != nil {
@@ -219,7 +220,15 @@ func (f *Fetcher) Release(ctx context.Context, name string, state secret.Value) 
 	if !ok {
 		return nil
 	}
-	return named(name, provider.Guarded(func() error { return releaser.Release(ctx, state) }))
+	release := func(ctx context.Context) error {
+		return provider.Guarded(func() error { return releaser.Release(ctx, state) })
+	}
+	var store string
+	governed := false
+	if err := provider.Guarded(func() error { store, governed = releaser.StoreOf(state); return nil }); err != nil || !governed {
+		return named(name, release(ctx))
+	}
+	return named(name, f.governor.do(ctx, work{store: name + storeSeparator + store}, release))
 }
 
 func (f *Fetcher) record(name string, err error, took time.Duration) {

@@ -255,6 +255,46 @@ func TestAStoreThatThrottlesIsAskedAgainForAPodThatStarts(t *testing.T) {
 	})
 }
 
+// releasing is a provider that has something to give back to the same store.
+type releasing struct {
+	remote
+	released *int
+}
+
+func (releasing) StoreOf(state secret.Value) (string, bool) { return "there", !state.IsEmpty() }
+
+func (r releasing) Release(ctx context.Context, _ secret.Value) error {
+	return provider.Call(ctx, func() error { *r.released++; return nil })
+}
+
+// Nor is it asked to take something back while it wants to be left alone.
+func TestNothingIsGivenBackInAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		released := 0
+		throttles := answering(func(context.Context) (provider.Result, error) {
+			return provider.Result{}, &provider.Error{Kind: provider.Throttled, Err: errors.New("slow down"), RetryAfter: time.Minute}
+		})
+		f := New(provider.NewRegistry(map[string]provider.Provider{"store": releasing{remote{throttles}, &released}}, nil), 0)
+		kept := secret.FromString("lease")
+		if err := f.Release(t.Context(), "store", kept); err != nil || released != 1 {
+			t.Errorf("released %d times: %v", released, err)
+		}
+		if _, err := f.Fetch(t.Context(), "store", provider.Request{}); provider.KindOf(err) != provider.Throttled {
+			t.Fatal(err)
+		}
+		if err := f.Release(t.Context(), "store", kept); provider.KindOf(err) != provider.Throttled || released != 1 {
+			t.Errorf("in the pause it was released %d times: %v", released, err)
+		}
+		time.Sleep(2 * time.Minute)
+		if err := f.Release(t.Context(), "store", kept); err != nil || released != 2 {
+			t.Errorf("after it it was released %d times: %v", released, err)
+		}
+		if err := f.Release(t.Context(), "store", secret.Value{}); err != nil || released != 3 {
+			t.Errorf("of no store it was released %d times: %v", released, err)
+		}
+	})
+}
+
 func TestAMistakeInAClassAsksNoStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		away := &provider.Error{Kind: provider.Unavailable, Err: errors.New("connection refused")}

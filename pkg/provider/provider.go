@@ -196,6 +196,9 @@ type Scratch interface {
 // again after an error. It may be called after a part was given back.
 type Releaser interface {
 	Release(ctx context.Context, state secret.Value) error
+	// StoreOf names the store that Release asks, as Located.Store does; false where it
+	// would ask none.
+	StoreOf(state secret.Value) (name string, ok bool)
 }
 
 // Result is a whole set of files: what it does not name, the volume loses.

@@ -183,7 +183,9 @@ type store[T metav1.Object] struct {
 var _ cache.ReflectorStore = store[*cluster.PodStatus]{}
 
 func (v *view) statusStore() store[*cluster.PodStatus] {
-	known := func() []place { return append(v.tellers(cluster.PodStatusKind), slices.Collect(maps.Keys(v.statuses))...) }
+	known := func() []place {
+		return append(v.tellers(cluster.PodStatusKind), slices.Collect(maps.Keys(v.statuses))...)
+	}
 	return store[*cluster.PodStatus]{v, v.setStatus, known, &v.listed.statuses}
 }
 

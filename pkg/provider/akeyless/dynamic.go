@@ -246,6 +246,16 @@ func (f *fetching) tidy(ctx context.Context, result *provider.Result) error {
 	return f.leases.save(func(c *issued) bool { return gone[c] })
 }
 
+// StoreOf names the address of the gateway that Release asks.
+func (p *Provider) StoreOf(state secret.Value) (string, bool) {
+	for _, c := range loadIssued(state) { // of one gateway, unless the class has changed
+		if c.ID != "" && time.Now().Before(c.Ends) {
+			return c.Access.Gateway, true
+		}
+	}
+	return "", false
+}
+
 // Release deletes the credentials that are left of a volume, as far as the pod's
 // role lets it.
 func (p *Provider) Release(ctx context.Context, state secret.Value) error {

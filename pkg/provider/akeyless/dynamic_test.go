@@ -94,6 +94,10 @@ func TestCredentialsAreReplacedInTime(t *testing.T) {
 		if last := v.kept[len(v.kept)-1]; strings.Contains(last, "tmp.1") || !strings.Contains(last, "tmp.2") {
 			t.Errorf("kept %s", last)
 		}
+		asks, _ := v.p.Store(v.req.Parameters)
+		if at, ok := v.p.StoreOf(v.req.State); !ok || at != asks || at == "" {
+			t.Errorf("it is to be given back to %q, want %q", at, asks)
+		}
 		if err := v.p.Release(t.Context(), v.req.State); err != nil || g.alive() != "" {
 			t.Errorf("Release: %v, alive %q", err, g.alive())
 		}

@@ -337,6 +337,20 @@ func (f *fetching) times(answers []got) (validUntil, refreshAt time.Time) {
 	return validUntil, refreshAt
 }
 
+// StoreOf names the address of the server that Release asks.
+func (v *Provider) StoreOf(kept secret.Value) (string, bool) {
+	s, err := loadState(kept)
+	if err != nil {
+		return "", false
+	}
+	for _, t := range s.Tokens { // of one server, unless the class has changed
+		if !t.over(time.Now()) {
+			return t.Conn.Address, true
+		}
+	}
+	return "", false
+}
+
 // Release revokes all leases of a volume that is gone, and its tokens.
 func (v *Provider) Release(ctx context.Context, kept secret.Value) error {
 	s, err := loadState(kept)

@@ -475,6 +475,10 @@ func TestAReplacedLeaseIsRevokedAfterTheOverlap(t *testing.T) {
 			fetch("u2", 0) // mounted, within the overlap
 			change(func(s *state) { s.Answers[0].Superseded = time.Now().Add(-2 * time.Hour) })
 			fetch("u2", 1)
+			asks, _ := p.Store(v.Parameters)
+			if at, ok := p.StoreOf(v.kept); !ok || at != asks || at == "" {
+				t.Errorf("it is to be given back to %q, want %q", at, asks)
+			}
 			if err := p.Release(t.Context(), v.kept); err != nil || s.count("PUT auth/token/revoke-self hvs.token-2") != 1 {
 				t.Errorf("released: %v, with the requests %q", err, s.requests)
 			}

@@ -67,6 +67,8 @@ func (v *vault) Fetch(_ context.Context, req provider.Request) (provider.Result,
 	return r, nil
 }
 
+func (v *vault) StoreOf(secret.Value) (string, bool) { return "", false }
+
 func (v *vault) Release(_ context.Context, state secret.Value) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
