@@ -12,8 +12,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
@@ -81,7 +81,7 @@ func (c *Cluster) Run(ctx context.Context) {
 			c.failure = err
 			c.tell()
 		},
-	}.Follow(ctx, clusterStore{c})
+	}.Follow(ctx, c.store())
 }
 
 // Answered returns once the API server has answered, be it with an error, or ctx
@@ -243,79 +243,42 @@ func (c *Cluster) tell() {
 	c.news = make(chan struct{})
 }
 
-// clusterStore is what the watch writes to.
-type clusterStore struct{ *Cluster }
-
-var _ cache.ReflectorStore = clusterStore{}
-
 // RefreshAnnotation is one of a class that has its volumes refreshed whenever it
 // changes.
 const RefreshAnnotation = Group + "/refresh"
 
-// lean keeps of a class what the driver needs.
-func lean(obj any) (Ref, *SecretProviderClass, error) {
-	c, ok := obj.(*SecretProviderClass)
-	if !ok {
-		return Ref{}, nil, fmt.Errorf("the API server sent a %T for a %s", obj, Kind)
+// store is what the watch writes to.
+func (c *Cluster) store() kube.Mirror[*SecretProviderClass] {
+	return kube.Mirror[*SecretProviderClass]{
+		Lock: &c.mu,
+		Set: func(at types.NamespacedName, next *SecretProviderClass) {
+			if next != nil {
+				next = lean(next)
+			}
+			c.set(Ref(at), next)
+		},
+		Known: func() (all []types.NamespacedName) {
+			for ref := range c.classes {
+				all = append(all, types.NamespacedName(ref))
+			}
+			return all
+		},
+		Listed: func() {
+			if !c.synced {
+				c.synced, c.earlier, c.unkept = true, nil, true
+				c.tell()
+			}
+			c.failure = nil
+		},
 	}
+}
+
+// lean keeps of a class what the driver needs.
+func lean(c *SecretProviderClass) *SecretProviderClass {
 	kept := &SecretProviderClass{Spec: c.Spec}
 	if refresh, ok := c.Annotations[RefreshAnnotation]; ok {
 		kept.Annotations = map[string]string{RefreshAnnotation: refresh}
 	}
 	kept.Namespace, kept.Name, kept.UID, kept.ResourceVersion, kept.Generation = c.Namespace, c.Name, c.UID, c.ResourceVersion, c.Generation
-	return c.Ref(), kept, nil
+	return kept
 }
-
-func (s clusterStore) Add(obj any) error { return s.Update(obj) }
-
-func (s clusterStore) Update(obj any) error {
-	ref, c, err := lean(obj)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.set(ref, c)
-	return nil
-}
-
-func (s clusterStore) Delete(obj any) error {
-	ref, _, err := lean(obj)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.set(ref, nil)
-	return nil
-}
-
-// Replace takes over what a list has brought.
-func (s clusterStore) Replace(list []any, _ string) error {
-	now := make(map[Ref]*SecretProviderClass, len(list))
-	for _, obj := range list {
-		ref, c, err := lean(obj)
-		if err != nil {
-			return err
-		}
-		now[ref] = c
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for ref := range s.classes {
-		if now[ref] == nil {
-			s.set(ref, nil)
-		}
-	}
-	for ref, c := range now {
-		s.set(ref, c)
-	}
-	if !s.synced {
-		s.synced, s.earlier, s.unkept = true, nil, true
-		s.tell()
-	}
-	s.failure = nil
-	return nil
-}
-
-func (clusterStore) Resync() error { return nil }

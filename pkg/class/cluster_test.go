@@ -17,13 +17,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
 )
 
 // newTestCluster returns a Cluster whose watch is the test.
-func newTestCluster() (*Cluster, clusterStore) {
+func newTestCluster() (*Cluster, kube.Mirror[*SecretProviderClass]) {
 	c := &Cluster{classes: map[Ref]*SecretProviderClass{}, news: make(chan struct{})}
-	return c, clusterStore{c}
+	return c, c.store()
 }
 
 // object is a class as an API server sends it.

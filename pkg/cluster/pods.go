@@ -2,7 +2,8 @@ package cluster
 
 import (
 	"context"
-	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,7 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
@@ -24,7 +24,13 @@ type Pods struct {
 	refresh func(uid string)
 
 	mu   sync.Mutex
-	seen map[types.UID]string // the annotation
+	seen map[place]asked
+}
+
+// asked is the annotation of a pod.
+type asked struct {
+	uid     types.UID
+	refresh string
 }
 
 // NewPods returns Pods of a node, which call refresh from one goroutine at a time.
@@ -33,7 +39,7 @@ func NewPods(api *kube.API, node string, refresh func(uid string)) (*Pods, error
 	if err != nil {
 		return nil, err
 	}
-	return &Pods{client: client, node: node, refresh: refresh, seen: map[types.UID]string{}}, nil
+	return &Pods{client: client, node: node, refresh: refresh, seen: map[place]asked{}}, nil
 }
 
 // Run follows the pods until ctx ends. It is called once.
@@ -41,75 +47,24 @@ func (p *Pods) Run(ctx context.Context) {
 	kube.Watched{
 		Client: p.client, Resource: "pods", Fields: "spec.nodeName=" + p.node, Metadata: true,
 		Object: &metav1.PartialObjectMetadata{}, List: func() runtime.Object { return &metav1.PartialObjectMetadataList{} },
-	}.Follow(ctx, podStore{p})
+	}.Follow(ctx, p.store())
 }
 
-// podStore is what the watch writes to.
-type podStore struct{ *Pods }
-
-var _ cache.ReflectorStore = podStore{}
-
-func metadataOf(obj any) (*metav1.PartialObjectMetadata, error) {
-	m, ok := obj.(*metav1.PartialObjectMetadata)
-	if !ok {
-		return nil, fmt.Errorf("the API server sent a %T for metadata", obj)
-	}
-	return m, nil
+// store is what the watch writes to.
+func (p *Pods) store() kube.Mirror[*metav1.PartialObjectMetadata] {
+	return kube.Mirror[*metav1.PartialObjectMetadata]{Lock: &p.mu, Set: p.see, Known: func() []place { return slices.Collect(maps.Keys(p.seen)) }}
 }
 
-func (s podStore) Add(obj any) error { return s.Update(obj) }
-
-func (s podStore) Update(obj any) error {
-	m, err := metadataOf(obj)
-	if err != nil {
-		return err
+// see tells of an annotation that is another than before. Callers hold p.mu.
+func (p *Pods) see(at place, m *metav1.PartialObjectMetadata) {
+	if m == nil {
+		delete(p.seen, at)
+		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.see(m)
-	return nil
-}
-
-// see tells of an annotation that is another than before. Callers hold s.mu.
-func (s podStore) see(m *metav1.PartialObjectMetadata) {
-	value := m.Annotations[class.RefreshAnnotation]
-	before, known := s.seen[m.UID]
-	s.seen[m.UID] = value
-	if known && value != before && value != "" {
-		s.refresh(string(m.UID))
+	before, known := p.seen[at]
+	now := asked{m.UID, m.Annotations[class.RefreshAnnotation]}
+	p.seen[at] = now
+	if known && before.uid == now.uid && now.refresh != before.refresh && now.refresh != "" {
+		p.refresh(string(m.UID))
 	}
 }
-
-func (s podStore) Delete(obj any) error {
-	m, err := metadataOf(obj)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.seen, m.UID)
-	return nil
-}
-
-// Replace takes over what a list has brought.
-func (s podStore) Replace(list []any, _ string) error {
-	now := map[types.UID]bool{}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, obj := range list {
-		m, err := metadataOf(obj)
-		if err != nil {
-			return err
-		}
-		now[m.UID] = true
-		s.see(m)
-	}
-	for uid := range s.seen {
-		if !now[uid] {
-			delete(s.seen, uid)
-		}
-	}
-	return nil
-}
-
-func (podStore) Resync() error { return nil }

@@ -11,10 +11,12 @@ import (
 )
 
 func TestAPodAsksForARefreshByItsAnnotation(t *testing.T) {
-	var asked []string
-	s := podStore{&Pods{refresh: func(uid string) { asked = append(asked, uid) }, seen: map[types.UID]string{}}}
+	var refreshed []string
+	pods := &Pods{refresh: func(uid string) { refreshed = append(refreshed, uid) }, seen: map[place]asked{}}
+	s := pods.store()
 	pod := func(uid, value string) *metav1.PartialObjectMetadata {
 		m := &metav1.PartialObjectMetadata{}
+		m.Namespace, m.Name = "shop", uid[:1]
 		if m.UID = types.UID(uid); value != "" {
 			m.Annotations = map[string]string{class.RefreshAnnotation: value}
 		}
@@ -32,19 +34,20 @@ func TestAPodAsksForARefreshByItsAnnotation(t *testing.T) {
 		{"another value", func() error { return s.Update(pod("b", "2")) }, "[b]"},
 		{"an annotation that goes", func() error { return s.Update(pod("b", "")) }, "[]"},
 		{"what happened while the watch was broken", func() error { return s.Replace([]any{pod("a", "2"), pod("b", "")}, "") }, "[a]"},
-		{"a pod of a name that came back", func() error { return s.Add(pod("c", "5")) }, "[]"},
+		{"a pod of a name that came back", func() error { return s.Add(pod("c-again", "5")) }, "[]"},
+		{"a pod of a name whose end was not seen", func() error { return s.Add(pod("c-once-more", "6")) }, "[]"},
 		{"a pod that goes", func() error { return s.Delete(pod("a", "2")) }, "[]"},
 	} {
-		asked = nil
+		refreshed = nil
 		if err := step.do(); err != nil {
 			t.Fatal(err)
 		}
-		if got := fmt.Sprint(asked); got != step.want {
+		if got := fmt.Sprint(refreshed); got != step.want {
 			t.Errorf("%s: %s asked, want %s", step.what, got, step.want)
 		}
 	}
-	if len(s.seen) != 2 {
-		t.Errorf("%d pods are kept", len(s.seen))
+	if len(pods.seen) != 2 {
+		t.Errorf("%d pods are kept", len(pods.seen))
 	}
 	if err := s.Add(&PodStatus{}); err == nil {
 		t.Error("another object is taken for a pod")

@@ -21,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
@@ -125,7 +124,7 @@ func (s *Statuses) Run(ctx context.Context) {
 		kube.Watched{
 			Client: s.client, Resource: podStatuses, Labels: NodeLabel + "=" + nodeLabel(s.node),
 			Object: &PodStatus{}, List: func() runtime.Object { return &PodStatusList{} },
-		}.Follow(ctx, statusStore{s})
+		}.Follow(ctx, s.store())
 	})
 	// What is there after a restart need not be written again.
 	select {
@@ -447,91 +446,31 @@ func (s *Statuses) apply(ctx context.Context, at place, body []byte) error {
 	return errSmallSchema
 }
 
-// statusStore is what the watch writes to.
-type statusStore struct{ *Statuses }
+// store is what the watch writes to.
+func (s *Statuses) store() kube.Mirror[*PodStatus] {
+	return kube.Mirror[*PodStatus]{Lock: &s.mu, Set: s.found, Known: func() []place { return slices.Collect(maps.Keys(s.holders)) }, Listed: s.start}
+}
 
-var _ cache.ReflectorStore = statusStore{}
+// found notes what the API server has at a place, nil for nothing. Callers hold s.mu.
+func (s *Statuses) found(at place, p *PodStatus) {
+	if p == nil || s.holders[at] == nil {
+		delete(s.seen, at)
+	} else {
+		s.seen[at] = own(p)
+	}
+	if s.holders[at] != nil {
+		s.heard[at]++
+		s.queue.AddAfter(at, settle) // it may be what somebody else made of it
+	}
+}
 
 // own returns the part of a PodStatus that the driver writes.
-func own(obj any) (place, applied, error) {
-	p, ok := obj.(*PodStatus)
-	if !ok {
-		return place{}, applied{}, fmt.Errorf("the API server sent a %T for a %s", obj, PodStatusKind)
-	}
-	return place{Namespace: p.Namespace, Name: p.Name}, applied{
+func own(p *PodStatus) applied {
+	return applied{
 		TypeMeta: metav1.TypeMeta{APIVersion: class.GroupVersion.String(), Kind: PodStatusKind},
 		Metadata: appliedMetadata{
 			Namespace: p.Namespace, Name: p.Name, Labels: map[string]string{NodeLabel: p.Labels[NodeLabel]}, OwnerReferences: p.OwnerReferences,
 		},
 		Status: p.Status,
-	}, nil
-}
-
-func (s statusStore) Add(obj any) error { return s.Update(obj) }
-
-func (s statusStore) Update(obj any) error {
-	at, has, err := own(obj)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.found(at, has)
-	return nil
-}
-
-// found notes what the API server has at a place. Callers hold s.mu.
-func (s statusStore) found(at place, has applied) {
-	if s.holders[at] != nil {
-		s.heard[at]++
-		s.seen[at] = has
-		s.queue.AddAfter(at, settle) // it may be what somebody else made of it
-	} else {
-		delete(s.seen, at)
 	}
 }
-
-func (s statusStore) Delete(obj any) error {
-	at, _, err := own(obj)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lost(at)
-	return nil
-}
-
-// lost notes that the API server has nothing at a place. Callers hold s.mu.
-func (s statusStore) lost(at place) {
-	delete(s.seen, at)
-	if s.holders[at] != nil {
-		s.heard[at]++
-		s.queue.AddAfter(at, settle)
-	}
-}
-
-// Replace takes over what a list has brought.
-func (s statusStore) Replace(list []any, _ string) error {
-	now := map[place]applied{}
-	for _, obj := range list {
-		at, has, err := own(obj)
-		if err != nil {
-			return err
-		}
-		now[at] = has
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for at := range s.holders {
-		if has, ok := now[at]; ok {
-			s.found(at, has)
-		} else {
-			s.lost(at)
-		}
-	}
-	s.start()
-	return nil
-}
-
-func (statusStore) Resync() error { return nil }

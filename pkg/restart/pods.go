@@ -1,16 +1,14 @@
 package restart
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 
+	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/cluster"
 )
@@ -51,7 +49,7 @@ type view struct {
 	// reread are the namespaces with Secrets of which there is news.
 	reread map[string]struct{}
 	// listed says that the first lists have come.
-	listed struct{ statuses, classes, syncs bool }
+	listed struct{ statuses, classes bool }
 }
 
 // source is the status that told of a change of a pod.
@@ -172,80 +170,16 @@ func (v *view) wishedOf(p pod, wished bool) pod {
 	return p
 }
 
-// store is what the watch of a kind writes to.
-type store[T metav1.Object] struct {
-	view   *view
-	set    func(at place, object T) // the zero value for one that is gone
-	known  func() []place
-	listed *bool
-}
-
-var _ cache.ReflectorStore = store[*cluster.PodStatus]{}
-
-func (v *view) statusStore() store[*cluster.PodStatus] {
+// statusStore is what the watch of pod statuses writes to.
+func (v *view) statusStore() kube.Mirror[*cluster.PodStatus] {
 	known := func() []place {
 		return append(v.tellers(cluster.PodStatusKind), slices.Collect(maps.Keys(v.statuses))...)
 	}
-	return store[*cluster.PodStatus]{v, v.setStatus, known, &v.listed.statuses}
+	return kube.Mirror[*cluster.PodStatus]{Lock: &v.mu, Set: v.setStatus, Known: known, Listed: func() { v.listed.statuses = true }}
 }
 
-func (v *view) classStore() store[*class.SecretProviderClass] {
-	return store[*class.SecretProviderClass]{v, v.setClass, func() []place { return slices.Collect(maps.Keys(v.classes)) }, &v.listed.classes}
+// classStore is what the watch of classes writes to.
+func (v *view) classStore() kube.Mirror[*class.SecretProviderClass] {
+	known := func() []place { return slices.Collect(maps.Keys(v.classes)) }
+	return kube.Mirror[*class.SecretProviderClass]{Lock: &v.mu, Set: v.setClass, Known: known, Listed: func() { v.listed.classes = true }}
 }
-
-func (s store[T]) key(obj any) (place, T, error) {
-	object, ok := obj.(T)
-	if !ok {
-		return place{}, object, fmt.Errorf("the API server sent a %T for a %T", obj, object)
-	}
-	return place{Namespace: object.GetNamespace(), Name: object.GetName()}, object, nil
-}
-
-func (s store[T]) Add(obj any) error { return s.Update(obj) }
-
-func (s store[T]) Update(obj any) error {
-	at, object, err := s.key(obj)
-	if err != nil {
-		return err
-	}
-	s.view.mu.Lock()
-	defer s.view.mu.Unlock()
-	s.set(at, object)
-	return nil
-}
-
-func (s store[T]) Delete(obj any) error {
-	at, _, err := s.key(obj)
-	if err != nil {
-		return err
-	}
-	s.view.mu.Lock()
-	defer s.view.mu.Unlock()
-	var gone T
-	s.set(at, gone)
-	return nil
-}
-
-// Replace takes over what a list has brought.
-func (s store[T]) Replace(list []any, _ string) error {
-	now := make(map[place]T, len(list))
-	for _, obj := range list {
-		at, object, err := s.key(obj)
-		if err != nil {
-			return err
-		}
-		now[at] = object
-	}
-	s.view.mu.Lock()
-	defer s.view.mu.Unlock()
-	for _, at := range s.known() {
-		s.set(at, now[at])
-	}
-	for at, object := range now {
-		s.set(at, object)
-	}
-	*s.listed = true
-	return nil
-}
-
-func (store[T]) Resync() error { return nil }

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-secrets/csi-secrets/internal/kube"
 	"github.com/csi-secrets/csi-secrets/pkg/cluster"
 	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync/controller"
 )
@@ -105,8 +106,9 @@ func (v *view) setSync(at place, s *secretsync.SecretSync) {
 	v.tell(teller{secretsync.Kind, at}, of, secrets)
 }
 
-func (v *view) syncStore() store[*secretsync.SecretSync] {
-	return store[*secretsync.SecretSync]{v, v.setSync, func() []place { return v.tellers(secretsync.Kind) }, &v.listed.syncs}
+// syncStore is what the watch of SecretSyncs writes to.
+func (v *view) syncStore() kube.Mirror[*secretsync.SecretSync] {
+	return kube.Mirror[*secretsync.SecretSync]{Lock: &v.mu, Set: v.setSync, Known: func() []place { return v.tellers(secretsync.Kind) }}
 }
 
 // tellers returns where the objects of a kind are that tell of Secrets. Callers hold

@@ -22,7 +22,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
@@ -154,7 +153,7 @@ func (c *Controller) Run(ctx context.Context) {
 	running.Go(func() { c.config.Schedule.Run(ctx, c) })
 	kube.Watched{
 		Client: c.client, Resource: resource, Object: &SecretSync{}, List: func() runtime.Object { return &SecretSyncList{} },
-	}.Follow(ctx, store{c})
+	}.Follow(ctx, c.store())
 }
 
 // Refresh implements rotation.Refresher: it has the Secret of the SecretSync at
@@ -414,63 +413,21 @@ func (c *Controller) drop(s *SecretSync) {
 }
 
 // store is what the watch writes to.
-type store struct{ *Controller }
-
-var _ cache.ReflectorStore = store{}
-
-func read(obj any) (*SecretSync, error) {
-	s, ok := obj.(*SecretSync)
-	if !ok {
-		return nil, fmt.Errorf("the API server sent a %T for a %s", obj, Kind)
+func (c *Controller) store() kube.Mirror[*SecretSync] {
+	return kube.Mirror[*SecretSync]{
+		Lock: &c.mu,
+		Set: func(at types.NamespacedName, s *SecretSync) {
+			if s == nil {
+				c.remove(at.String())
+			} else {
+				c.set(s)
+			}
+		},
+		Known: func() (all []types.NamespacedName) {
+			for _, o := range c.objects {
+				all = append(all, types.NamespacedName{Namespace: o.sync.Namespace, Name: o.sync.Name})
+			}
+			return all
+		},
 	}
-	return s, nil
 }
-
-func (c store) Add(obj any) error { return c.Update(obj) }
-
-func (c store) Update(obj any) error {
-	s, err := read(obj)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.set(s)
-	return nil
-}
-
-func (c store) Delete(obj any) error {
-	s, err := read(obj)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.remove(s.target())
-	return nil
-}
-
-// Replace takes over what a list has brought.
-func (c store) Replace(list []any, _ string) error {
-	now := make(map[string]*SecretSync, len(list))
-	for _, obj := range list {
-		s, err := read(obj)
-		if err != nil {
-			return err
-		}
-		now[s.target()] = s
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for target := range c.objects {
-		if now[target] == nil {
-			c.remove(target)
-		}
-	}
-	for _, s := range now {
-		c.set(s)
-	}
-	return nil
-}
-
-func (store) Resync() error { return nil }

@@ -626,7 +626,7 @@ func TestAStatusIsKnownOnceItIsWritten(t *testing.T) {
 	s.apply("secretproviderclasses", "db", aClass)
 	s.apply("secretsyncs", "login", aSync)
 	c := s.still(v)
-	_ = store{c}.Add(aSecretSync(t, s))
+	_ = c.store().Add(aSecretSync(t, s))
 	for range 2 {
 		if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err != nil {
 			t.Fatal(err)
@@ -635,7 +635,7 @@ func TestAStatusIsKnownOnceItIsWritten(t *testing.T) {
 	if w := s.written("secretsyncs"); len(w) != 1 {
 		t.Errorf("written was %q", w)
 	}
-	_ = store{c}.Delete(aSecretSync(t, s))
+	_ = c.store().Delete(aSecretSync(t, s))
 	if _, ok := c.config.Schedule.Due("shop/login"); ok {
 		t.Error("what is gone is due")
 	}
@@ -645,16 +645,16 @@ func TestWhatChangedMeanwhileIsNotWritten(t *testing.T) {
 	for name, change := range map[string]func(*server, *Controller){
 		"another specification": func(s *server, c *Controller) {
 			s.apply("secretsyncs", "login", `{"spec":{"forceSynchronization":"now"}}`)
-			_ = store{c}.Update(aSecretSync(t, s))
+			_ = c.store().Update(aSecretSync(t, s))
 		},
-		"no SecretSync": func(_ *server, c *Controller) { _ = store{c}.Replace(nil, "") },
+		"no SecretSync": func(_ *server, c *Controller) { _ = c.store().Replace(nil, "") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, v := newServer(t), &vault{files: map[string]string{"password": value}}
 			s.apply("secretproviderclasses", "db", aClass)
 			s.apply("secretsyncs", "login", aSync)
 			c := s.still(v)
-			_ = store{c}.Add(aSecretSync(t, s))
+			_ = c.store().Add(aSecretSync(t, s))
 			v.asking = func() { change(s, c) }
 			if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err != nil {
 				t.Error(err)
@@ -671,7 +671,7 @@ func TestAStatusIsNotThatOfAnotherOfTheSameName(t *testing.T) {
 	s.apply("secretproviderclasses", "db", aClass)
 	s.apply("secretsyncs", "login", aSync)
 	c := s.still(v)
-	_ = store{c}.Add(aSecretSync(t, s))
+	_ = c.store().Add(aSecretSync(t, s))
 	s.delete("secretsyncs", "login")
 	s.apply("secretsyncs", "login", aSync)
 	if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err != nil {
@@ -688,7 +688,7 @@ func TestAfterARefusalTheStoreIsShownAnotherToken(t *testing.T) {
 	s.apply("secretproviderclasses", "db", aClass)
 	s.apply("secretsyncs", "login", aSync)
 	c := s.still(v)
-	_ = store{c}.Add(aSecretSync(t, s))
+	_ = c.store().Add(aSecretSync(t, s))
 	var shown []string
 	for range 2 {
 		if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err == nil {
@@ -716,7 +716,7 @@ func TestNobodyWaitsForAClassThatIsKnownToBeGone(t *testing.T) {
 	s, _ := shop(t)
 	c := s.still(&vault{})
 	c.config.Classes = absent{}
-	_ = store{c}.Add(aSecretSync(t, s))
+	_ = c.store().Add(aSecretSync(t, s))
 	_, err := c.Refresh(t.Context(), "shop/login", time.Now())
 	if provider.KindOf(err) != provider.NotFound {
 		t.Error(err)
