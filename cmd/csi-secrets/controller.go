@@ -143,8 +143,7 @@ func runController(ctx context.Context, o *controllerOptions) error {
 	if err != nil {
 		return err
 	}
-	google, _ := providers.Get("gcp")
-	queues, err := o.notices.queues(google, counted)
+	queues, err := o.notices.queues(providers.Get, counted)
 	if err != nil {
 		return err
 	}

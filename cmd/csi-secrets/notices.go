@@ -18,6 +18,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	"github.com/csi-secrets/csi-secrets/pkg/notice"
 	"github.com/csi-secrets/csi-secrets/pkg/provider"
+	"github.com/csi-secrets/csi-secrets/pkg/provider/azure"
 	"github.com/csi-secrets/csi-secrets/pkg/provider/gcp"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 )
@@ -32,6 +33,7 @@ type noticeOptions struct {
 	pubSubPush   notice.PubSubPushConfig
 	sqs          notice.SQSConfig
 	subscription string
+	storageQueue string
 }
 
 func (o *noticeOptions) addFlags(flags *pflag.FlagSet) {
@@ -46,11 +48,12 @@ func (o *noticeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.sqs.QueueURL, "sqs-queue-url", "", "queue of Amazon SQS to read")
 	flags.StringVar(&o.sqs.Region, "sqs-region", "", "its region (default that of AWS_REGION)")
 	flags.StringVar(&o.subscription, "pubsub-subscription", "", "subscription of Google Pub/Sub to pull, projects/PROJECT/subscriptions/NAME")
+	flags.StringVar(&o.storageQueue, "azure-queue-url", "", "queue of Azure Storage to read, https://ACCOUNT.queue.core.windows.net/NAME")
 }
 
 // wanted reports whether any notices are to be heard of.
 func (o *noticeOptions) wanted() bool {
-	return o.addr != "" || o.sqs.QueueURL != "" || o.subscription != ""
+	return o.addr != "" || o.sqs.QueueURL != "" || o.subscription != "" || o.storageQueue != ""
 }
 
 // queue brings notices until ctx ends.
@@ -58,8 +61,8 @@ type queue interface {
 	Run(ctx context.Context, sink notice.Sink)
 }
 
-// queues returns those that the flags name.
-func (o *noticeOptions) queues(google provider.Provider, recorder notice.Recorder) (all []queue, err error) {
+// queues returns those that the flags name. find returns a provider that is built in.
+func (o *noticeOptions) queues(find func(name string) (provider.Provider, error), recorder notice.Recorder) (all []queue, err error) {
 	if o.sqs.QueueURL != "" {
 		c := o.sqs
 		c.Recorder, c.Region = recorder, cmp.Or(c.Region, os.Getenv("AWS_REGION"))
@@ -72,11 +75,30 @@ func (o *noticeOptions) queues(google provider.Provider, recorder notice.Recorde
 		all = append(all, q)
 	}
 	if o.subscription != "" {
+		google, _ := find("gcp")
 		known, ok := google.(*gcp.Provider)
 		if !ok {
 			return nil, usageError{errors.New("--pubsub-subscription: the provider gcp is not built in here (--external-providers)")}
 		}
 		q, err := notice.NewPubSub(notice.PubSubConfig{Subscription: o.subscription, Conn: known.Own("pubsub"), Recorder: recorder})
+		if err != nil {
+			return nil, usageError{err}
+		}
+		all = append(all, q)
+	}
+	if o.storageQueue != "" {
+		microsoft, _ := find("azure")
+		known, ok := microsoft.(*azure.Provider)
+		if !ok {
+			return nil, usageError{errors.New("--azure-queue-url: the provider azure is not built in here (--external-providers)")}
+		}
+		credential, transport, err := known.Own(azure.OwnIdentity{
+			Tenant: os.Getenv("AZURE_TENANT_ID"), Client: os.Getenv("AZURE_CLIENT_ID"), TokenFile: os.Getenv("AZURE_FEDERATED_TOKEN_FILE"), Authority: os.Getenv("AZURE_AUTHORITY_HOST"),
+		})
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--azure-queue-url: %w", err)}
+		}
+		q, err := notice.NewStorageQueue(notice.StorageQueueConfig{QueueURL: o.storageQueue, Credential: credential, Transport: transport, Recorder: recorder})
 		if err != nil {
 			return nil, usageError{err}
 		}
@@ -194,8 +216,7 @@ func (o *noticeOptions) refresh(ctx context.Context, group *errgroup.Group, find
 		}
 		return err
 	}
-	google, _ := finder.Provider("gcp")
-	queues, err := o.queues(google, recorder)
+	queues, err := o.queues(finder.Provider, recorder)
 	if err != nil {
 		return err
 	}

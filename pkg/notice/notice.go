@@ -3,8 +3,8 @@
 // provider.Hint: it carries no value, and has a store asked once more, as the
 // pods that read it, and nothing else.
 //
-// Webhooks (NewWebhook, NewEventGrid, NewPubSubPush) and queues (SQS, PubSub)
-// bring hints to a Sink. In a cluster that is Annotator.Take: it annotates the
+// Webhooks (NewWebhook, NewEventGrid, NewPubSubPush) and queues (SQS, PubSub,
+// StorageQueue) bring hints to a Sink. In a cluster that is Annotator.Take: it annotates the
 // classes that are concerned, which every node's driver watches.
 package notice
 
@@ -23,7 +23,7 @@ import (
 type Sink func(ctx context.Context, hints []provider.Hint) error
 
 // Recorder counts messages by where they come from: "webhook", "eventgrid",
-// "pubsubpush", "sqs" and "pubsub". Received is for those whose sender is known,
+// "pubsubpush", "sqs", "pubsub" and "storagequeue". Received is for those whose sender is known,
 // Refused for those that had no effect, and why. It is safe for concurrent use.
 type Recorder interface {
 	Received(source string)

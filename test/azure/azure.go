@@ -47,6 +47,9 @@ const (
 	ProxyAudience = "api://AKSIdentityBinding"
 )
 
+// Storage is what tokens for Azure Storage are for.
+const Storage = "https://storage.azure.com"
+
 // Life is that of a token.
 const Life = time.Hour
 

@@ -64,7 +64,7 @@ func (a *Azure) serveLogin(w http.ResponseWriter, r *http.Request, audience stri
 		refused = &refusal{http.StatusBadRequest, 70003, "unsupported_grant_type", "The app requested an unsupported grant type."}
 	case !scoped:
 		refused = &refusal{http.StatusBadRequest, 1002012, "invalid_scope", "The provided value for scope is not valid. Client credential flows must have a scope value with /.default suffixed to the resource identifier."}
-	case resource != "https://"+a.suffix:
+	case resource != "https://"+a.suffix && resource != Storage:
 		refused = &refusal{http.StatusBadRequest, 500011, "invalid_resource", "The resource principal was not found in the tenant."}
 	}
 	if refused != nil {
@@ -148,7 +148,7 @@ func (a *Azure) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Header.Get("Metadata") != "true" || r.Header.Get("X-Forwarded-For") != "":
 		refuse("Required metadata header not specified")
-	case query.Get("api-version") == "" || query.Get("resource") != "https://"+a.suffix:
+	case query.Get("api-version") == "" || query.Get("resource") != "https://"+a.suffix && query.Get("resource") != Storage:
 		refuse("Required query variable is missing or wrong")
 	case client == nil:
 		refuse("Identity not found")
