@@ -426,7 +426,8 @@ func (p *Pods) ensure(ctx context.Context, at place, users []volume.Info, w wish
 	if err != nil {
 		return false, err
 	}
-	want, err := Build(from.Class, w.objects[at.Name], files)
+	object := w.objects[at.Name]
+	want, err := Build(from.Class, terms(from.Class, object), object, files)
 	for _, f := range files {
 		f.Contents.Clear()
 	}

@@ -49,12 +49,25 @@ func (w Wanted) Clear() {
 	}
 }
 
-// Build makes a Secret of the files of one set, whose contents it copies. Owners,
-// Generation and Changed are left to the caller. Errors are *provider.Error of kind
-// Invalid, NotFound or TooLarge, name the class, the Secret and the key, and quote no
-// value.
-func Build(ref class.Ref, o class.SecretObject, files []provider.File) (Wanted, error) {
-	b := builder{ref: ref, secret: strings.TrimSpace(o.SecretName), files: make(map[string][]byte, len(files))}
+// Terms are the words of those who ask for a Secret, for errors.
+type Terms struct {
+	// Asker is what asks for it.
+	Asker string
+	// Path is what says the path of a file, and Where what has the files.
+	Path, Where string
+}
+
+// terms are those of classes.
+func terms(ref class.Ref, o class.SecretObject) Terms {
+	return Terms{fmt.Sprintf("class %s: secretObject %q", ref, strings.TrimSpace(o.SecretName)), "objectName", "the pod's volume"}
+}
+
+// Build makes a Secret of the files of one set, whose contents it copies, as the class
+// asks for it, or whoever else in those terms. Owners, Generation and Changed are left
+// to the caller. Errors are *provider.Error of kind Invalid, NotFound or TooLarge, name
+// who asks and the key, and quote no value.
+func Build(ref class.Ref, t Terms, o class.SecretObject, files []provider.File) (Wanted, error) {
+	b := builder{Terms: t, secret: strings.TrimSpace(o.SecretName), files: make(map[string][]byte, len(files))}
 	for _, f := range files {
 		b.files[f.Path] = f.Contents.Reveal()
 	}
@@ -86,14 +99,14 @@ func Build(ref class.Ref, o class.SecretObject, files []provider.File) (Wanted, 
 
 // builder makes one Secret.
 type builder struct {
-	ref    class.Ref
+	Terms
 	secret string
 	files  map[string][]byte
 }
 
 // fail says where e is: at a key, or at none in particular.
 func (b *builder) fail(key string, e *provider.Error) error {
-	e.Object = fmt.Sprintf("class %s: secretObject %q", b.ref, b.secret)
+	e.Object = b.Asker
 	if key != "" {
 		e.Object += fmt.Sprintf(", key %q", key)
 	}
@@ -118,7 +131,7 @@ func (b *builder) check(kind string, data []class.SecretObjectData) error {
 		// account of the namespace into it (see CVE-2026-42876 of External Secrets).
 		return b.invalid("", "write Opaque", "Kubernetes fills Secrets of the type %s with tokens of its own, so none is made", kind)
 	case len(data) == 0:
-		return b.invalid("", "list at least one objectName with its key", "data is empty")
+		return b.invalid("", "list at least one "+b.Path+" with its key", "data is empty")
 	}
 	for i, d := range data {
 		key := strings.TrimSpace(d.Key)
@@ -128,7 +141,7 @@ func (b *builder) check(kind string, data []class.SecretObjectData) error {
 		case len(validation.IsConfigMapKey(key)) > 0:
 			return b.invalid(key, "write letters, digits, -, _ and .", "it is not a legal key of a Secret")
 		case strings.TrimSpace(d.ObjectName) == "":
-			return b.invalid(key, "write the path of a file in the volume", "objectName is missing")
+			return b.invalid(key, "write the path of a file in "+b.Where, "%s is missing", b.Path)
 		}
 	}
 	return nil
@@ -139,7 +152,7 @@ func (b *builder) file(d class.SecretObjectData) (key string, contents []byte, e
 	key, name := strings.TrimSpace(d.Key), strings.TrimSpace(d.ObjectName)
 	contents, ok := b.files[name]
 	if !ok {
-		return "", nil, b.fail(key, &provider.Error{Kind: provider.NotFound, Err: fmt.Errorf("file matching objectName %s not found in the pod's volume", name), Remedy: "write the path that the file has in the volume, its objectAlias where it has one, or have the class fetch it"})
+		return "", nil, b.fail(key, &provider.Error{Kind: provider.NotFound, Err: fmt.Errorf("file matching %s %s not found in %s", b.Path, name, b.Where), Remedy: "write the path that the file has there, its objectAlias where it has one, or have the class fetch it"})
 	}
 	return key, contents, nil
 }

@@ -52,7 +52,7 @@ func TestASecretHasWhatItsClassSays(t *testing.T) {
 	o := object(" login ", " kubernetes.io/basic-auth ", " user ", " username ", "deep/pass", "password", "empty", "nothing", "user", "twice", "deep/pass", "twice")
 	o.Labels, o.Annotations = map[string]string{"app": "shop"}, map[string]string{"note": "mine"}
 	files := filesOf(map[string]string{"user": "ann", "deep/pass": canary, "empty": "", "more": "more"})
-	want, err := Build(shop, o, files)
+	want, err := buildFor(o, files)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestWhatIsWrongWithASecretObjectIsSaid(t *testing.T) {
 		"authorities of something": {object("s", "kubernetes.io/tls", "a", "ca.crt"), provider.Invalid, `key "ca.crt": certificate: it is neither PEM nor PKCS#12`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			want, err := Build(shop, test.o, filesOf(map[string]string{"a": canary, "empty": "", "large": canary + strings.Repeat("x", 600000-len(canary))}))
+			want, err := buildFor(test.o, filesOf(map[string]string{"a": canary, "empty": "", "large": canary + strings.Repeat("x", 600000-len(canary))}))
 			if provider.KindOf(err) != test.kind || err == nil || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), "class shop/db: secretObject") {
 				t.Errorf("got %v of kind %v; want %q", err, provider.KindOf(err), test.says)
 			}
@@ -171,7 +171,7 @@ func TestATLSSecretIsCutOutOfWhateverHoldsIt(t *testing.T) {
 		} {
 			t.Run(kind+"/"+form, func(t *testing.T) {
 				o := object("web", "kubernetes.io/tls", "bundle", "tls.crt", "bundle", "tls.key", "bundle", "ca.crt")
-				want, err := Build(shop, o, filesOf(map[string]string{"bundle": contents}))
+				want, err := buildFor(o, filesOf(map[string]string{"bundle": contents}))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -198,7 +198,7 @@ func TestPEMIsKeptInItsOrder(t *testing.T) {
 	root := certified{}.sign(newKey(), "root", true)
 	leaf := root.sign(newKey(), "leaf", false)
 	other := root.sign(newKey(), "other", false)
-	want, err := Build(shop, object("web", "kubernetes.io/tls", "crt", "tls.crt", "key", "tls.key"), filesOf(map[string]string{
+	want, err := buildFor(object("web", "kubernetes.io/tls", "crt", "tls.crt", "key", "tls.key"), filesOf(map[string]string{
 		"crt": "Bag Attributes\n" + leaf.pem() + "\n" + other.pem() + root.pem(), "key": other.keyPEM() + leaf.keyPEM(),
 	}))
 	if err != nil {
@@ -215,16 +215,21 @@ func TestPEMIsKeptInItsOrder(t *testing.T) {
 func TestAKeyOfAnotherCertificateMakesNoSecret(t *testing.T) {
 	one, two := certified{}.sign(newKey(), "one", false), certified{}.sign(newKey(), "two", false)
 	o := object("web", "kubernetes.io/tls", "crt", "tls.crt", "key", "tls.key")
-	_, err := Build(shop, o, filesOf(map[string]string{"crt": one.pem(), "key": two.keyPEM()}))
+	_, err := buildFor(o, filesOf(map[string]string{"crt": one.pem(), "key": two.keyPEM()}))
 	if provider.KindOf(err) != provider.Invalid || !strings.Contains(fmt.Sprint(err), `secretObject "web", key "tls.crt and tls.key": the private key belongs to none of the certificates`) {
 		t.Errorf("got %v", err)
 	}
-	_, err = Build(shop, o, filesOf(map[string]string{"crt": one.pem(), "key": one.pem()}))
+	_, err = buildFor(o, filesOf(map[string]string{"crt": one.pem(), "key": one.pem()}))
 	if provider.KindOf(err) != provider.NotFound || !strings.Contains(fmt.Sprint(err), `private key: there is no private key in it`) {
 		t.Errorf("got %v", err)
 	}
-	_, err = Build(shop, o, filesOf(map[string]string{"crt": one.pem(), "key": "-----BEGIN PRIVATE KEY-----\n" + canary + "\n-----END PRIVATE KEY-----"}))
+	_, err = buildFor(o, filesOf(map[string]string{"crt": one.pem(), "key": "-----BEGIN PRIVATE KEY-----\n" + canary + "\n-----END PRIVATE KEY-----"}))
 	if provider.KindOf(err) != provider.Invalid || !strings.Contains(fmt.Sprint(err), `private key: PEM block 1: it is`) || strings.Contains(err.Error(), canary) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// buildFor makes the Secret that a class asks for.
+func buildFor(o class.SecretObject, files []provider.File) (Wanted, error) {
+	return Build(shop, terms(shop, o), o, files)
 }

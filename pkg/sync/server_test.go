@@ -34,6 +34,7 @@ import (
 type server struct {
 	t      *testing.T
 	fields *managedfields.FieldManager
+	causes []metav1.StatusCause // for which it would not take another type
 
 	mu      sync.Mutex
 	secrets map[place]*corev1.Secret
@@ -135,6 +136,16 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 	case r.Method == http.MethodDelete:
 		failure = s.delete(at, body)
 		object = status(200, "", "")
+	case r.URL.Query().Get("dryRun") == "All":
+		var sent corev1.Secret
+		if err := json.Unmarshal(body, &sent); err != nil || r.Header.Get("Content-Type") != string(types.ApplyPatchType) {
+			s.t.Errorf("%s: %v", r.URL, err)
+		}
+		object = status(200, "", "")
+		if has := s.secrets[at]; has != nil && has.Type != sent.Type {
+			failure = status(422, metav1.StatusReasonInvalid, "")
+			failure.Details = &metav1.StatusDetails{Causes: append([]metav1.StatusCause{{Type: metav1.CauseTypeFieldValueInvalid, Field: "type"}}, s.causes...)}
+		}
 	default:
 		kind := types.PatchType(r.Header.Get("Content-Type"))
 		if manager := r.URL.Query().Get("fieldManager"); manager != FieldManager {

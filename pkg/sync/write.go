@@ -218,7 +218,7 @@ func (w *Writer) ensure(ctx context.Context, want Wanted, done *Written) error {
 			return err
 		}
 		done.Wrote, done.At = true, w.writtenAt(version.ManagedFields)
-		if err := w.drop(ctx, has, version.ResourceVersion, v.leftover); err != nil {
+		if err := w.drop(ctx, has, version, v.leftover); err != nil {
 			return err
 		}
 	}
@@ -243,8 +243,40 @@ func (w *Writer) try(ctx context.Context, want Wanted) error {
 	if err != nil {
 		return err
 	}
-	return w.client.Post().Namespace(want.Namespace).Resource("secrets").Param("dryRun", metav1.DryRunAll).
+	err = w.client.Post().Namespace(want.Namespace).Resource("secrets").Param("dryRun", metav1.DryRunAll).
 		SetHeader("Accept", kube.OnlyMetadata).Body(body).Do(ctx).Error()
+	if !lacksRights(err) {
+		return err
+	}
+	// A right to create Secrets of some names allows none whose name is to be made. Then
+	// the type must be all that keeps the Secret of that name from becoming the other.
+	named := want.config("")
+	defer named.clear()
+	if body, err = json.Marshal(named); err != nil {
+		return err
+	}
+	err = w.client.Patch(types.ApplyPatchType).Namespace(want.Namespace).Resource("secrets").Name(want.Name).
+		Param("dryRun", metav1.DryRunAll).Param("fieldManager", w.manager).Param("force", "true").
+		SetHeader("Accept", kube.OnlyMetadata).Body(body).Do(ctx).Error()
+	if causes := causesOf(err); len(causes) == 1 && causes[0].Field == "type" {
+		return nil
+	}
+	return err
+}
+
+// lacksRights tells whether an error is that of RBAC.
+func lacksRights(err error) bool {
+	var status apierrors.APIStatus
+	return apierrors.IsForbidden(err) && errors.As(err, &status) && strings.Contains(status.Status().Message, "is forbidden: User ")
+}
+
+// causesOf returns which fields are not accepted, and why.
+func causesOf(err error) []metav1.StatusCause {
+	var status apierrors.APIStatus
+	if !apierrors.IsInvalid(err) || !errors.As(err, &status) || status.Status().Details == nil {
+		return nil
+	}
+	return status.Status().Details.Causes
 }
 
 func (w *Writer) create(ctx context.Context, want Wanted, done *Written) error {
@@ -310,7 +342,7 @@ func (w *Writer) judge(has *corev1.Secret, want Wanted) (verdict, error) {
 		v.write = true
 	case differs:
 		v.newer = &NewerError{changed}
-	case w.relabelled(has, want, ours) && (later || same && want.Generation == generation):
+	case (inherited(has) || w.relabelled(has, want, ours)) && (later || same && want.Generation == generation):
 		v.write = true
 		if changed.After(want.Changed) {
 			v.changed = changed
@@ -320,6 +352,11 @@ func (w *Writer) judge(has *corev1.Secret, want Wanted) (verdict, error) {
 		return verdict{}, &provider.Error{Kind: provider.Invalid, Err: errors.New("it is immutable, and the files have changed"), Remedy: "delete it, so that it is made again"}
 	}
 	return v, nil
+}
+
+// inherited tells whether predecessors own fields of the Secret.
+func inherited(has *corev1.Secret) bool {
+	return slices.ContainsFunc(has.ManagedFields, func(e metav1.ManagedFieldsEntry) bool { return slices.Contains(predecessors, e.Manager) })
 }
 
 // relabelled tells whether labels or annotations differ from what is wanted, or are
@@ -476,19 +513,37 @@ func (w *Writer) apply(ctx context.Context, want Wanted, version string) (*metav
 	return w.patch(ctx, types.ApplyPatchType, want.Namespace, want.Name, config)
 }
 
-// drop takes keys out of a Secret of that version: an apply leaves those that somebody
-// else, such as secrets-store-csi-driver, has put there.
-func (w *Writer) drop(ctx context.Context, has *corev1.Secret, version string, keys []string) error {
-	ours, gone := w.owned(has), map[string]any{}
+// predecessors are the field managers of those who wrote Secrets before, and do no
+// more: what they own too would stay when we let it go.
+var predecessors = []string{"secrets-store-csi-driver", "secrets-store-sync-controller"}
+
+// drop takes keys out of a Secret that was applied: an apply leaves those that somebody
+// else has put there, or has too. What predecessors own is theirs no longer then.
+func (w *Writer) drop(ctx context.Context, has *corev1.Secret, applied *metav1.PartialObjectMetadata, keys []string) error {
+	metadata, gone := map[string]any{"resourceVersion": applied.ResourceVersion}, map[string]any{}
+	ours, theirs, left := w.owned(has), &fieldpath.Set{}, []metav1.ManagedFieldsEntry{}
+	for _, entry := range applied.ManagedFields {
+		if slices.Contains(predecessors, entry.Manager) {
+			metadata["managedFields"] = &left
+		} else {
+			left = append(left, entry)
+		}
+		if entry.FieldsV1 != nil && (entry.Manager != w.manager || entry.Operation != metav1.ManagedFieldsOperationApply) {
+			var fields fieldpath.Set
+			if err := fields.FromJSON(entry.FieldsV1.GetRawReader()); err == nil {
+				theirs = theirs.Union(&fields)
+			}
+		}
+	}
 	for _, key := range keys {
-		if !ours.Has(fieldpath.MakePathOrDie("data", key)) {
+		if path := fieldpath.MakePathOrDie("data", key); !ours.Has(path) || theirs.Has(path) {
 			gone[key] = nil
 		}
 	}
-	if len(gone) == 0 {
+	if len(gone) == 0 && len(metadata) == 1 {
 		return nil
 	}
-	_, err := w.patch(ctx, types.MergePatchType, has.Namespace, has.Name, map[string]any{"metadata": map[string]any{"resourceVersion": version}, "data": gone})
+	_, err := w.patch(ctx, types.MergePatchType, has.Namespace, has.Name, map[string]any{"metadata": metadata, "data": gone})
 	return err
 }
 
@@ -561,21 +616,19 @@ func refused(namespace string, status metav1.Status, err error) *provider.Error 
 	case apierrors.IsForbidden(err) && strings.Contains(status.Message, "exceeded quota"):
 		e.Kind, e.Err = provider.Denied, errors.New("the namespace's quota does not allow it")
 		e.Remedy = "raise the ResourceQuota, or delete what nobody needs"
-	case apierrors.IsForbidden(err) && strings.Contains(status.Message, "is forbidden: User "):
+	case lacksRights(err):
 		e.Kind, e.Err = provider.Denied, errors.New("this program may not read and write it")
 		e.Remedy = fmt.Sprintf("let it get, create, patch and delete secrets in the namespace %q (chart: syncSecret.enabled and syncSecret.namespaces; for a SecretSync controller.secretSyncs.namespaces)", namespace)
 	case apierrors.IsForbidden(err):
 		e.Kind, e.Err = provider.Denied, errors.New("an admission policy of the cluster refuses it")
-		e.Remedy = "have the policy allow it, or change the class"
+		e.Remedy = "have the policy allow it, or ask for a Secret that it allows"
 	case apierrors.IsInvalid(err):
 		var fields []string
-		if status.Details != nil {
-			for _, cause := range status.Details.Causes {
-				fields = append(fields, fmt.Sprintf("%s (%s)", cause.Field, cause.Type))
-			}
+		for _, cause := range causesOf(err) {
+			fields = append(fields, fmt.Sprintf("%s (%s)", cause.Field, cause.Type))
 		}
 		e.Kind, e.Err = provider.Invalid, fmt.Errorf("the API server does not accept it: %s", strings.Join(fields, ", "))
-		e.Remedy = "correct the type, the data, the labels or the annotations in the class"
+		e.Remedy = "correct the type, the data, the labels or the annotations where they are asked for"
 	case apierrors.IsConflict(err):
 		e.Err = errors.New("others write it all the time")
 	case apierrors.IsTooManyRequests(err):

@@ -268,6 +268,74 @@ func TestATypeThatChangesMakesTheSecretAnew(t *testing.T) {
 	}
 }
 
+// A Role that names the Secrets allows none to be tried whose name is made.
+func TestATypeChangesWithTheRightsToOneSecretToo(t *testing.T) {
+	s := newServer(t)
+	w := s.writer()
+	ensure(t, w, wanted(noon, "password", "1"), true)
+	before := s.secret(login)
+	want := wanted(noon, "password", "1")
+	want.Type, want.Generation = "kubernetes.io/basic-auth", 2
+	s.before = func(method, _ string) *metav1.Status {
+		if method == http.MethodPost {
+			return status(403, metav1.StatusReasonForbidden, `secrets is forbidden: User "controller" cannot create resource "secrets" in API group "" in the namespace "shop"`)
+		}
+		return nil
+	}
+	s.causes = []metav1.StatusCause{{Type: metav1.CauseTypeFieldValueRequired, Field: "data[tls.crt]"}}
+	if _, err := w.Ensure(t.Context(), want); provider.KindOf(err) != provider.Invalid || s.secret(login).UID != before.UID || !strings.Contains(fmt.Sprint(err), "data[tls.crt]") {
+		t.Errorf("got %v; the Secret must stay until there can be another", err)
+	}
+	s.causes = nil
+	ensure(t, w, want, true)
+	if has := s.secret(login); has.Type != corev1.SecretTypeBasicAuth || has.UID == before.UID {
+		t.Errorf("it is %+v", has)
+	}
+}
+
+// What somebody else owns too stays after an apply without it.
+func TestWhatLeavesTheClassGoesWhoeverElseHasWrittenIt(t *testing.T) {
+	for _, manager := range append([]string{"somebody"}, predecessors...) {
+		s := newServer(t)
+		w := s.writer()
+		s.edit(login, manager, func(has *corev1.Secret) {
+			has.Type, has.Labels = "Opaque", map[string]string{ManagedLabel: "true", "tier": "1"}
+			has.Data = map[string][]byte{"user": []byte("ann"), "more": []byte("1"), "foreign": []byte("2")}
+		})
+		want := wanted(noon, "user", "ann", "more", "1")
+		want.Labels = map[string]string{"tier": "1"}
+		ensure(t, w, want, true)
+		s.expect("edit shop/login", "apply shop/login", "merge shop/login", "own shop/login")
+		if has := s.secret(login); len(has.Data) != 2 || inherited(has) {
+			t.Errorf("after %s it has %d keys, and its fields are those of %v", manager, len(has.Data), has.ManagedFields)
+		}
+		next := wanted(noon.Add(time.Minute), "user", "ann")
+		next.Generation = 2
+		ensure(t, w, next, true)
+		has := s.secret(login)
+		if _, ok := has.Data["more"]; ok {
+			t.Errorf("a key that %s owned too has stayed", manager)
+		}
+		if _, stays := has.Labels["tier"]; stays != (manager == "somebody") {
+			t.Errorf("the labels are %v after %s", has.Labels, manager)
+		}
+	}
+}
+
+// A predecessor may write while both run, or have been there before this was seen to.
+func TestWhatAPredecessorWritesMeanwhileIsOursInTheEnd(t *testing.T) {
+	s := newServer(t)
+	w := s.writer()
+	want := wanted(noon, "user", "ann")
+	ensure(t, w, want, true)
+	s.edit(login, predecessors[0], func(has *corev1.Secret) { has.Labels["tier"] = "1" })
+	ensure(t, w, want, true)
+	if has := s.secret(login); inherited(has) || has.Labels["tier"] != "1" {
+		t.Errorf("it is %+v", has.ObjectMeta)
+	}
+	ensure(t, w, want, false)
+}
+
 func TestAnImmutableSecretIsLeftWithWords(t *testing.T) {
 	s := newServer(t)
 	w := s.writer()

@@ -307,7 +307,11 @@ func (n namespace) letSync(accounts ...string) {
 // A Secret exists before the first pod does, changes with its source, and goes with
 // what asked for it.
 func TestASecretIsMadeWithoutAPod(t *testing.T) {
-	n := withSecretSyncs(t, "reader")
+	n := newNamespace(t)
+	withController(t, "--set", "controller.secretSyncs.enabled=true", "--set", "controller.replicas=1")
+	n.letSync("reader")
+	n.kubectl("create", "role", "secrets", "--verb=get,create,patch,delete", "--resource=secrets", "--resource-name=db", "--resource-name=refused", "--resource-name=taken", "--resource-name=theirs")
+	n.kubectl("create", "rolebinding", "secrets", "--role=secrets", "--serviceaccount="+driverNamespace+":csi-secrets-secrets-store-csi-driver-controller")
 	n.kubectl("create", "serviceaccount", "stranger")
 	n.kubectl("create", "secret", "generic", "taken", "--from-literal=PASSWORD=mine")
 	apply(t, n.secretSync("db", "db", "reader"))
@@ -353,8 +357,51 @@ func TestASecretIsMadeWithoutAPod(t *testing.T) {
 	began := time.Now()
 	has("second")
 	t.Logf("%v after the change, as kubectl sees it", time.Since(began).Round(10*time.Millisecond))
+	// The type of a Secret changes with no right but to that Secret.
+	n.kubectl("patch", "secretsync", "db", "--type=merge", "-p", `{"spec":{"secretObject":{"type":"example.com/login"}}}`)
+	eventually(t, func() error {
+		s, err := n.secret("db")
+		if err == nil && s.Type != "example.com/login" {
+			err = fmt.Errorf("the Secret is of type %s, and the SecretSync says %v", s.Type, read[secretsync.SecretSync](t, "-n", n.name, "secretsync", "db").Status.Conditions)
+		}
+		return err
+	})
 	n.kubectl("delete", "secretsync", "db")
 	n.owned("db")
+	n.takenOver("reader")
+}
+
+// takenOver has a Secret change hands that secrets-store-sync-controller has applied:
+// what then leaves the SecretSync leaves the Secret.
+func (n namespace) takenOver(account string) {
+	n.t.Helper()
+	was := corev1.Secret{Type: "Opaque", StringData: map[string]string{"PASSWORD": "old", "AGAIN": "old", "EXTRA": "old"}}
+	was.APIVersion, was.Kind, was.Namespace, was.Name, was.Labels = "v1", "Secret", n.name, "theirs", map[string]string{"secrets-store.csi.k8s.io/managed": "true", "tier": "one"}
+	text, err := json.Marshal(was)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := tryKubectl(n.t, strings.NewReader(string(text)), "apply", "--server-side", "--field-manager=secrets-store-sync-controller", "-f", "-"); err != nil {
+		n.t.Fatal(err)
+	}
+	s := n.secretSync("theirs", "db", account)
+	s.Spec.SecretObject.Labels = map[string]string{"tier": "one"}
+	s.Spec.SecretObject.Data = append(s.Spec.SecretObject.Data, secretsync.SecretObjectData{SourcePath: "password", TargetKey: "AGAIN"})
+	has := func(keys int, label string) {
+		n.t.Helper()
+		eventually(n.t, func() error {
+			s, err := n.secret("theirs")
+			if err == nil && (len(s.Data) != keys || string(s.Data["PASSWORD"]) != "second" || s.Labels["tier"] != label) {
+				err = fmt.Errorf("the Secret is %+v with %d keys", s.ObjectMeta, len(s.Data))
+			}
+			return err
+		})
+	}
+	apply(n.t, s)
+	has(2, "one")
+	s.Spec.SecretObject.Labels, s.Spec.SecretObject.Data = nil, s.Spec.SecretObject.Data[:1]
+	apply(n.t, s)
+	has(1, "")
 }
 
 // syncs is how many SecretSyncs there are: CSI_SECRETS_SYNCS says more.

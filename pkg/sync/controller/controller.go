@@ -269,7 +269,7 @@ func (c *Controller) synchronize(ctx context.Context, o *object, s *SecretSync, 
 		return done, &failure{reasonProvider, err}
 	}
 	done.ValidUntil, done.RefreshAt = result.ValidUntil, result.RefreshAt
-	want, err := secretsync.Build(s.class(), s.secretObject(), result.Files)
+	want, err := secretsync.Build(s.class(), s.terms(), s.secretObject(), result.Files)
 	if err != nil {
 		return done, &failure{reasonContents, err}
 	}

@@ -419,7 +419,7 @@ func TestWhatCannotBecomeASecret(t *testing.T) {
 		want        []string
 	}{
 		"a token of Kubernetes":                 {sync: `{"spec":{"secretObject":{"type":"kubernetes.io/service-account-token"}}}`, reason: reasonContents, want: []string{"kubernetes.io/service-account-token"}},
-		"a file that is not there":              {sync: `{"spec":{"secretObject":{"data":[{"sourcePath":"nothing","targetKey":"pw"}]}}}`, reason: reasonContents, want: []string{"class shop/db", `"pw"`, "nothing"}},
+		"a file that is not there":              {sync: `{"spec":{"secretObject":{"data":[{"sourcePath":"nothing","targetKey":"pw"}]}}}`, reason: reasonContents, want: []string{"SecretSync shop/login", `"pw"`, "file matching sourcePath nothing not found in what class shop/db brings"}},
 		"a class that is not there":             {sync: `{"spec":{"secretProviderClassName":"none"}}`, reason: reasonClass, want: []string{"shop/none"}},
 		"an unknown provider":                   {class: `{"spec":{"provider":"other"}}`, reason: reasonProvider, want: []string{`provider "other"`}},
 		"an identity that is not the account's": {class: `{"spec":{"parameters":{"identity":"machine"}}}`, reason: reasonClass, want: []string{"class shop/db", "machine of the controller"}},

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/csi-secrets/csi-secrets/pkg/class"
+	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync"
 )
 
 // Kind is the kind of the objects that ask for a Secret.
@@ -96,6 +97,11 @@ func (s *SecretSync) secretObject() class.SecretObject {
 		o.Data = append(o.Data, class.SecretObjectData{ObjectName: d.SourcePath, Key: d.TargetKey})
 	}
 	return o
+}
+
+// terms are the words of a SecretSync.
+func (s *SecretSync) terms() secretsync.Terms {
+	return secretsync.Terms{Asker: "secretObject of " + Kind + " " + s.target(), Path: "sourcePath", Where: "what class " + s.class().String() + " brings"}
 }
 
 // madeLabel is on every Secret that is made for a SecretSync.

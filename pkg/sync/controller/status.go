@@ -166,7 +166,7 @@ func (c *Controller) report(ctx context.Context, o *object, s *SecretSync, wrote
 	case is.Reason != "" && is.Reason != was.Reason:
 		c.event(ctx, s, corev1.EventTypeWarning, is.Reason, is.Message)
 	case wrote && before.SyncHash != "":
-		c.event(ctx, s, corev1.EventTypeNormal, conditionUpdated, fmt.Sprintf("wrote to the Secret what provider %s has now", o.provider))
+		c.event(ctx, s, corev1.EventTypeNormal, conditionUpdated, fmt.Sprintf("wrote the Secret: it has what provider %s has now", o.provider))
 	}
 	return nil
 }
