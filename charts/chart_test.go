@@ -257,6 +257,16 @@ func TestRightsAreTheseAndNoOthers(t *testing.T) {
 	const toSync = "/secrets: get create patch delete"
 	syncing := with("secretproviderclasses-role", "/pods: get", "apps/replicasets: get", "batch/jobs: get")
 	syncing["secretprovidersyncing-role"] = []string{toSync}
+	controlled := func(others map[string][]string, pods string) map[string][]string {
+		m := maps.Clone(others)
+		m["csi-secrets-store-secrets-store-csi-driver-controller"] = []string{
+			"secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch", "/events: create patch",
+			"secrets-store.csi.x-k8s.io/secretproviderclasspodstatuses: list watch",
+			pods, "apps/replicasets: get", "apps/deployments,statefulsets,daemonsets: get patch",
+			"argoproj.io/rollouts: get patch",
+		}
+		return m
+	}
 	secretSyncs := with("secretprovidersyncing-role", toSync)
 	secretSyncs["csi-secrets-store-secrets-store-csi-driver-controller"] = []string{
 		"secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch",
@@ -280,13 +290,8 @@ func TestRightsAreTheseAndNoOthers(t *testing.T) {
 		{"wanted", "serviceAccountAnnotations=true,nodeLabels=true", with("secretproviderclasses-role", "/serviceaccounts: get", "/nodes: get")},
 		{"nodes and the start-up taint", "startupTaint.enabled=true,nodeLabels=true", with("secretproviderclasses-role", "/nodes: get patch")},
 		{"pods that ask for a refresh", "refreshByPod=true", with("secretproviderclasses-role", "/pods: list watch")},
-		{"the controller", "controller.enabled=true", with(
-			"csi-secrets-store-secrets-store-csi-driver-controller",
-			"secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch", "/events: create patch",
-			"secrets-store.csi.x-k8s.io/secretproviderclasspodstatuses: list watch",
-			"/pods: get list", "apps/replicasets: get", "apps/deployments,statefulsets,daemonsets: get patch",
-			"argoproj.io/rollouts: get patch",
-		)},
+		{"the controller", "controller.enabled=true", controlled(defaults, "/pods: get")},
+		{"the controller, and synced Secrets", "controller.enabled=true,syncSecret.enabled=true", controlled(syncing, "/pods: get list")},
 		{"a controller that restarts nothing", "controller.enabled=true,controller.restarts.enabled=false", with(
 			"csi-secrets-store-secrets-store-csi-driver-controller", "secrets-store.csi.x-k8s.io/secretproviderclasses: get list watch patch",
 		)},
