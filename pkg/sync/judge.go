@@ -17,7 +17,7 @@ import (
 
 // predecessors are the field managers of those who wrote Secrets before, and do no
 // more: what they own too would stay when we let it go.
-var predecessors = []string{"secrets-store-csi-driver", "secrets-store-sync-controller"}
+var predecessors = []string{"csi-secrets-store", "secrets-store-csi-driver", "secrets-store-sync-controller"}
 
 // verdict is what is to be done about a Secret.
 type verdict struct {

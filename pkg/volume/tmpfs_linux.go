@@ -164,8 +164,18 @@ func makeWritable(target string) error {
 	return t.attach(folder, true)
 }
 
-// resize gives the tmpfs another size.
+// resize gives the tmpfs another size. Whether its pages may be swapped was decided
+// when it was made, perhaps by another driver.
 func (t *tree) resize(o tmpfsOptions) error {
+	err := t.reconfigure(o)
+	if o.noswap && errors.Is(err, unix.EINVAL) {
+		o.noswap = false
+		err = t.reconfigure(o)
+	}
+	return err
+}
+
+func (t *tree) reconfigure(o tmpfsOptions) error {
 	fs, err := unix.Fspick(t.fd, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("open the tmpfs to change its size: %w", err)

@@ -349,3 +349,24 @@ func TestSetBytesIsNeverLessThanTheTmpfsTakes(t *testing.T) {
 		}
 	}
 }
+
+// Another driver may have made the tmpfs, with pages that may be swapped.
+func TestATmpfsOfAnotherDriverGetsItsSizeToo(t *testing.T) {
+	noswap, err := probeTmpfs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, made := range []bool{false, noswap} {
+		tr, err := newTree(tmpfsOptions{size: 1 << 20, noswap: made})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.close()
+		if err := tr.resize(tmpfsOptions{size: 2 << 20, noswap: noswap}); err != nil {
+			t.Errorf("made with noswap %v: %v", made, err)
+		}
+		if size, err := tr.size(); err != nil || size != 2<<20 {
+			t.Errorf("made with noswap %v it has %d bytes, %v", made, size, err)
+		}
+	}
+}

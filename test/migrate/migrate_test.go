@@ -60,12 +60,21 @@ func TestFromItsHelmChartAndBack(t *testing.T) {
 	}
 	helm(t, append([]string{"install", release, chart, "-f", "testdata/values.yaml"}, images...)...)
 	t.Cleanup(func() { _, _ = try(nil, "helm", "uninstall", release, "--namespace", system, "--wait") })
-	theirs := newSet(t, "theirs", 33)
+	theirs := newSet(t, "theirs", 33, `
+  secretObjects:
+    - secretName: made
+      type: Opaque
+      labels: {tier: one}
+      data:
+        - {objectName: theirs, key: value}
+        - {objectName: certs/tls.key, key: more}
+`)
 	theirs.reads("value of theirs")
 	theirs.statuses("1")
+	made := theirs.secret("value of theirs", 2, "one")
 	before := kept(t)
 
-	follow(t, "helm upgrade csi-secrets-store charts/csi-secrets --namespace kube-system -f values.yaml", ourImage()...)
+	follow(t, "helm upgrade csi-secrets-store charts/csi-secrets --namespace kube-system -f values.yaml", append(ourImage(), "--set", "syncSecret.namespaces={*}")...)
 	// Some end before kubelet has published their volumes to the new driver.
 	theirs.remove("reader-30", "reader-31", "reader-32")
 	follow(t, "kubectl --namespace kube-system rollout status daemonset/csi-secrets-store-secrets-store-csi-driver")
@@ -77,6 +86,13 @@ func TestFromItsHelmChartAndBack(t *testing.T) {
 	theirs.statuses("2")
 	theirs.ready()
 	theirs.undisturbed("under the new driver")
+	if now := theirs.secret("second", 2, "one"); now.UID != made.UID {
+		t.Error("the Secret was made anew")
+	}
+	kubectl(t, "-n", "theirs", "patch", "secretproviderclass", className, "--type=json", "-p", `[{"op": "remove", "path": "/spec/secretObjects/0/labels"}, {"op": "remove", "path": "/spec/secretObjects/0/data/1"}]`)
+	if now := theirs.secret("second", 1, ""); now.UID != made.UID {
+		t.Error("the Secret was made anew")
+	}
 
 	ours := newSet(t, "ours", 10)
 	theirs.remove("reader-0", "reader-1", "reader-2")
@@ -91,6 +107,7 @@ func TestFromItsHelmChartAndBack(t *testing.T) {
 	setSecret(t, "theirs", "third")
 	theirs.reads("third")
 	theirs.statuses("3")
+	theirs.secret("third", 1, "")
 	theirs.undisturbed("back under the old driver")
 	setSecret(t, "ours", "second")
 	ours.reads("second")

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	csicluster "github.com/csi-secrets/csi-secrets/pkg/cluster"
@@ -27,7 +28,7 @@ type set struct {
 const className = "db"
 
 // newSet makes a namespace with n pods in it, and waits until they read.
-func newSet(t *testing.T, name string, n int) *set {
+func newSet(t *testing.T, name string, n int, spec ...string) *set {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() {
@@ -57,7 +58,7 @@ spec:
     objects: |
       - objectName: %s
       - objectName: certs/tls.key
-`, className, name, name))
+%s`, className, name, name, strings.Join(spec, "")))
 	s.add("reader", n)
 	return s
 }
@@ -183,7 +184,7 @@ func (s *set) ready() {
 	s.t.Helper()
 	eventually(s.t, func() error {
 		for _, o := range read[csicluster.PodStatusList](s.t, "-n", s.name, "secretproviderclasspodstatuses").Items {
-			if len(o.Status.Conditions) != 1 || o.Status.Conditions[0].Type != "Ready" || o.Status.Conditions[0].Status != "True" {
+			if !meta.IsStatusConditionTrue(o.Status.Conditions, "Ready") {
 				return fmt.Errorf("%s: the conditions are %+v", o.Name, o.Status.Conditions)
 			}
 		}
@@ -259,4 +260,26 @@ func (s *set) removeAll() {
 		all = append(all, pod)
 	}
 	s.remove(all...)
+}
+
+// secret waits until the Secret of the set's class has this value, as many keys, and
+// the label.
+func (s *set) secret(value string, keys int, label string) corev1.Secret {
+	s.t.Helper()
+	var found corev1.Secret
+	eventually(s.t, func() error {
+		out, err := try(nil, "kubectl", "-n", s.name, "get", "secret", "made", "-o", "json", "--show-managed-fields")
+		if err != nil {
+			return err
+		}
+		found = corev1.Secret{}
+		if err := json.Unmarshal([]byte(out), &found); err != nil {
+			return err
+		}
+		if string(found.Data["value"]) != value || len(found.Data) != keys || found.Labels["tier"] != label {
+			return fmt.Errorf("the Secret is %+v, with %d keys and the value %q", found.ObjectMeta, len(found.Data), found.Data["value"])
+		}
+		return nil
+	})
+	return found
 }
