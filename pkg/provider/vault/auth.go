@@ -158,6 +158,7 @@ func (d *params) sessionKey(who string) string {
 // the pods of a service account where that is all the server looked at, and else
 // by the volumes of one pod.
 func (v *Provider) session(ctx context.Context, c *client, d *params, who *identity) (session, error) {
+	account, pod := d.sessionKey(who.claims.Account()), d.sessionKey(who.claims.Identity())
 	get := func(key string) (session, error) {
 		return v.sessions.Get(ctx, key, func(ctx context.Context, earlier *login.Session[session]) (login.Session[session], error) {
 			if earlier != nil && earlier.Value.renewable {
@@ -169,10 +170,13 @@ func (v *Provider) session(ctx context.Context, c *client, d *params, who *ident
 			if err != nil {
 				return login.Session[session]{}, err
 			}
-			return newSession(a, who), nil
+			made := newSession(a, who)
+			if made.Value.pod != "" && key != pod {
+				v.sessions.Put(pod, made) // where it is looked for once another pod came
+			}
+			return made, nil
 		})
 	}
-	account, pod := d.sessionKey(who.claims.Account()), d.sessionKey(who.claims.Identity())
 	if !v.podwise.has(d.sessionKey("")) {
 		s, err := get(account)
 		if err == nil && s.pod == "" {

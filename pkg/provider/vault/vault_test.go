@@ -69,6 +69,29 @@ func TestOneLoginServesTheVolumesOfAnIdentityAndNobodyElse(t *testing.T) {
 	}
 }
 
+// The first pod that logs in under a role which may know one pod only keeps what it
+// has when another comes.
+func TestAPodKeepsItsSessionWhenAnotherComes(t *testing.T) {
+	s := newStandIn(t)
+	s.text("GET secret/data/app", kv("x", 1))
+	p := New(Vault, s.defaults())
+	fetch := func(v *volume) {
+		t.Helper()
+		if _, _, err := v.fetch(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fetch(s.volume("admin", "admin-1", oneSecret, "roleName", "admin")) // that shows that there is no lease
+	s.metadata = map[string]string{"role": "app"}
+	first, second := s.volume("web", "web-1", oneSecret), s.volume("web", "web-2", oneSecret)
+	for _, v := range []*volume{first, second, first, second} {
+		fetch(v)
+	}
+	if n := len(s.logins) - 1; n != 2 {
+		t.Errorf("two pods logged in %d times", n)
+	}
+}
+
 func TestManyVolumesAtOnceTakeOneLogin(t *testing.T) {
 	s := newStandIn(t)
 	s.text("GET secret/data/app", kv("x", 1))
