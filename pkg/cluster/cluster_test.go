@@ -189,15 +189,27 @@ func (s *server) quiet(n int) {
 
 func (s *server) statuses() *Statuses {
 	s.t.Helper()
+	statuses := s.newStatuses()
+	s.run(statuses)
+	return statuses
+}
+
+// newStatuses returns Statuses that are not run yet.
+func (s *server) newStatuses() *Statuses {
+	s.t.Helper()
 	statuses, err := NewStatuses(s.api, "node-1")
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	return statuses
+}
+
+// run runs Statuses until the test ends.
+func (s *server) run(statuses *Statuses) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); statuses.Run(ctx) }()
 	s.t.Cleanup(func() { cancel(); <-ended })
-	return statuses
 }
 
 var published = time.Date(2026, 11, 21, 8, 0, 0, 123456789, time.Local)
@@ -317,12 +329,45 @@ func TestARestartDoesNotTakeTheConditionOfSecretsAway(t *testing.T) {
 		its := first.objects["shop/web-shop-db"].Status
 		return len(its.Conditions) == 2 && len(its.Secrets) == 2
 	})
-	s := newServer(t, first.objects["shop/web-shop-db"])
-	statuses = s.statuses()
+	first.mu.Lock()
+	left := first.objects["shop/web-shop-db"]
+	first.mu.Unlock()
+	for _, c := range []struct {
+		name         string
+		volumesFirst bool // else the list of statuses is
+	}{{"volumes are known first", true}, {"statuses are known first", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newServer(t, left)
+			statuses := s.newStatuses()
+			if c.volumesFirst {
+				statuses.Published(info("web", "db"))
+			}
+			s.run(statuses)
+			<-statuses.started
+			statuses.Published(info("web", "db"))
+			s.quiet(0)
+			statuses.Synced(info("web", "db"), two, nil)
+			s.quiet(0)
+		})
+	}
+}
+
+func TestAStatusThatIsGoneBeforeItsVolumeIsKnownIsWritten(t *testing.T) {
+	s := newServer(t)
+	statuses := s.statuses()
 	statuses.Published(info("web", "db"))
-	s.quiet(0)
-	statuses.Synced(info("web", "db"), two, nil)
-	s.quiet(0)
+	left := s.written(1)
+	second := newServer(t, left)
+	statuses = second.statuses()
+	<-statuses.started
+	second.tell("DELETED", left)
+	second.eventually("the end of the status", func() bool {
+		statuses.mu.Lock()
+		defer statuses.mu.Unlock()
+		return len(statuses.seen) == 0
+	})
+	statuses.Published(info("web", "db"))
+	second.written(1)
 }
 
 func TestASecretThatCannotBeMadeIsToldOnce(t *testing.T) {

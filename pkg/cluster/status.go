@@ -66,7 +66,7 @@ type Statuses struct {
 	places  map[string]place              // where a volume's status is, by target
 	holders map[place]map[string]struct{} // the targets of the volumes of a place
 	owners  map[place]owner               // whose place it is
-	seen    map[place]applied             // what the API server has, as far as is known
+	seen    map[place]applied             // what the API server has for this node, as far as is known
 	heard   map[place]int                 // counts what the watch tells of a place
 	started chan struct{}                 // closed by start
 	start   func()                        // called when seen is that of a list
@@ -448,12 +448,18 @@ func (s *Statuses) apply(ctx context.Context, at place, body []byte) error {
 
 // store is what the watch writes to.
 func (s *Statuses) store() kube.Mirror[*PodStatus] {
-	return kube.Mirror[*PodStatus]{Lock: &s.mu, Set: s.found, Known: func() []place { return slices.Collect(maps.Keys(s.holders)) }, Listed: s.start}
+	return kube.Mirror[*PodStatus]{Lock: &s.mu, Set: s.found, Known: s.known, Listed: s.start}
 }
 
-// found notes what the API server has at a place, nil for nothing. Callers hold s.mu.
+// known returns the places of volumes and of statuses. Callers hold s.mu.
+func (s *Statuses) known() []place {
+	return slices.AppendSeq(slices.Collect(maps.Keys(s.holders)), maps.Keys(s.seen))
+}
+
+// found notes what the API server has at a place, nil for nothing: also where there
+// is no volume yet, for that may be found later. Callers hold s.mu.
 func (s *Statuses) found(at place, p *PodStatus) {
-	if p == nil || s.holders[at] == nil {
+	if p == nil {
 		delete(s.seen, at)
 	} else {
 		s.seen[at] = own(p)
