@@ -24,12 +24,53 @@ const (
 	fieldManager = "csi-secrets-restart"
 	// maxEvent bounds the text of an event in bytes, as the API server does.
 	maxEvent = 1024
+	// pageSize is how many pods one answer has.
+	pageSize = 200
 )
 
 func metadata(ctx context.Context, client rest.Interface, resource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return kube.Metadata(ctx, client, resource, namespace, name)
+}
+
+// podPage is a part of a list of pods.
+type podPage struct {
+	Metadata metav1.ListMeta `json:"metadata"`
+	Items    []podObject     `json:"items"`
+}
+
+// readPods reads the part of a list that another one says to follow it.
+func (r *Restarter) readPods(ctx context.Context, namespace, more string) (*podPage, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	request := r.core.Get().Namespace(namespace).Resource("pods").Param("limit", fmt.Sprint(pageSize))
+	if more != "" {
+		request.Param("continue", more)
+	}
+	body, err := request.Do(ctx).Raw()
+	if err != nil {
+		return nil, err
+	}
+	var page podPage
+	if err := json.Unmarshal(body, &page); err != nil {
+		return nil, err
+	}
+	return &page, nil
+}
+
+func (r *Restarter) readPod(ctx context.Context, namespace, name string) (*podObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	body, err := r.core.Get().Namespace(namespace).Resource("pods").Name(name).Do(ctx).Raw()
+	if err != nil {
+		return nil, err
+	}
+	var its podObject
+	if err := json.Unmarshal(body, &its); err != nil {
+		return nil, fmt.Errorf("read pod %s/%s: %w", namespace, name, err)
+	}
+	return &its, nil
 }
 
 func (r *Restarter) clientOf(w workload) rest.Interface {

@@ -2,7 +2,6 @@ package restart
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,9 +20,6 @@ import (
 // status tells what it has read. So the pods of a namespace are listed after a
 // Secret has changed there: those have read what it was before that name it, and
 // began earlier.
-
-// pageSize is how many pods one answer has.
-const pageSize = 200
 
 // written is a Secret that was made of classes.
 type written struct {
@@ -375,43 +371,4 @@ func (r *Restarter) list(ctx context.Context, namespace string) error {
 		r.changed(ctx, p.of, p.pod, 0)
 	}
 	return nil
-}
-
-// podPage is a part of a list of pods.
-type podPage struct {
-	Metadata metav1.ListMeta `json:"metadata"`
-	Items    []podObject     `json:"items"`
-}
-
-// readPods reads the part of a list that another one says to follow it.
-func (r *Restarter) readPods(ctx context.Context, namespace, more string) (*podPage, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	request := r.core.Get().Namespace(namespace).Resource("pods").Param("limit", fmt.Sprint(pageSize))
-	if more != "" {
-		request.Param("continue", more)
-	}
-	body, err := request.Do(ctx).Raw()
-	if err != nil {
-		return nil, err
-	}
-	var page podPage
-	if err := json.Unmarshal(body, &page); err != nil {
-		return nil, err
-	}
-	return &page, nil
-}
-
-func (r *Restarter) readPod(ctx context.Context, namespace, name string) (*podObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	body, err := r.core.Get().Namespace(namespace).Resource("pods").Name(name).Do(ctx).Raw()
-	if err != nil {
-		return nil, err
-	}
-	var its podObject
-	if err := json.Unmarshal(body, &its); err != nil {
-		return nil, fmt.Errorf("read pod %s/%s: %w", namespace, name, err)
-	}
-	return &its, nil
 }

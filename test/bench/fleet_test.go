@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -19,6 +18,7 @@ import (
 	"github.com/csi-secrets/csi-secrets/pkg/rotation"
 	"github.com/csi-secrets/csi-secrets/pkg/secret"
 	"github.com/csi-secrets/csi-secrets/pkg/volume"
+	"github.com/csi-secrets/csi-secrets/test/harness"
 )
 
 // A fleet is nodes with the driver's own Scheduler and Fetcher each, in simulated
@@ -39,13 +39,7 @@ const (
 // store was down. CSI_SECRETS_FLEET is of how many nodes; what is
 // measured of them is written then.
 func TestAFleetDoesNotAskInStep(t *testing.T) {
-	nodes, text := 50, os.Getenv("CSI_SECRETS_FLEET")
-	if text != "" {
-		var err error
-		if nodes, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	nodes := harness.Number(t, "CSI_SECRETS_FLEET", 50)
 	r := newReport(fmt.Sprintf("simulated time, one round; %d nodes of %d classes with %d pods each, refreshed every %v, at one store that takes %d calls a second",
 		nodes, classesOfNode, podsOfClass, defaultInterval, fleetRate), alone)
 	for _, way := range []string{alone, shared} {
@@ -63,7 +57,7 @@ func TestAFleetDoesNotAskInStep(t *testing.T) {
 		})
 	}
 	r.endRound()
-	if text != "" {
+	if os.Getenv("CSI_SECRETS_FLEET") != "" {
 		if err := r.writeText(os.Stdout); err != nil {
 			t.Error(err)
 		}

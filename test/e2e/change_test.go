@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/csi-secrets/csi-secrets/test/harness"
 )
 
 // A process is told of a change by a signal, by a file, and not at all of one that
@@ -68,20 +69,6 @@ func TestAProcessIsToldOfAChange(t *testing.T) {
 	})
 }
 
-// volumes is how many there are of a Secret of the cluster: those of the environment,
-// or some.
-func volumes(t *testing.T) int {
-	text := os.Getenv("CSI_SECRETS_VOLUMES")
-	if text == "" {
-		return 60
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // How long it takes from a write to a Secret of the cluster to the files of many
 // volumes, of pods with service accounts of their own, is told and not asserted:
 // machines are slow at times.
@@ -92,7 +79,7 @@ func TestAChangedSecretReachesManyVolumes(t *testing.T) {
 	n.kubectl("create", "role", "reader", "--verb=get,watch", "--resource=secrets", "--resource-name=source")
 	n.classOf("db", "kubernetes", map[string]string{"objects": "- {objectName: source, key: password}"})
 	var files []string // as this process sees them
-	count, marker := volumes(t), "many-volumes-of-"+n.name
+	count, marker := harness.Number(t, "CSI_SECRETS_VOLUMES", 60), "many-volumes-of-"+n.name
 	for i := 0; i*each < count; i++ {
 		name := fmt.Sprintf("web-%d", i)
 		n.kubectl("create", "serviceaccount", name)

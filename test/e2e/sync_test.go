@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 	secretsync "github.com/csi-secrets/csi-secrets/pkg/sync/controller"
+	"github.com/csi-secrets/csi-secrets/test/harness"
 )
 
 // withSync is a namespace in which drivers may write Secrets, for the rest of the
@@ -404,22 +403,9 @@ func (n namespace) takenOver(account string) {
 	has(1, "")
 }
 
-// syncs is how many SecretSyncs there are: CSI_SECRETS_SYNCS says more.
-func syncs(t *testing.T) int {
-	text := os.Getenv("CSI_SECRETS_SYNCS")
-	if text == "" {
-		return 40
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // A controller that starts makes all Secrets, and then writes nothing more.
 func TestManySecretsAreMadeAtOnceAndThenNothingIsWritten(t *testing.T) {
-	count := syncs(t)
+	count := harness.Number(t, "CSI_SECRETS_SYNCS", 40)
 	var accounts []string
 	for i := range count / 10 {
 		accounts = append(accounts, fmt.Sprint("reader-", i))

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/csi-secrets/csi-secrets/internal/standalone"
+	"github.com/csi-secrets/csi-secrets/test/harness"
 )
 
 // changing is generation g of a set that differs from one to the next in its
@@ -169,21 +170,9 @@ func refreshWhile(t *testing.T, last int, sets func(int) set, happens func(n *no
 
 func nothing(*node, int) {}
 
-// number is what a variable of the environment says, for runs that last.
-func number(t *testing.T, variable string, fallback int) int {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return fallback
-	}
-	n, err := strconv.Atoi(text)
-	must(t, err)
-	return n
-}
-
 func TestReadersSeeOneGenerationWhileTheVolumeIsRefreshed(t *testing.T) {
 	t.Parallel()
-	refreshWhile(t, number(t, "CSI_SECRETS_ROTATIONS", 100), changing, nothing,
+	refreshWhile(t, harness.Number(t, "CSI_SECRETS_ROTATIONS", 100), changing, nothing,
 		func(target string) error { return readGeneration(target, changing) },
 		func(target string) error { return readInOrder(target, "a", "nested/c", "b") })
 }
@@ -193,7 +182,7 @@ func TestReadersSeeOneGenerationWhileTheVolumeIsRefreshed(t *testing.T) {
 // brings the new one.
 func TestReadersSeeOneGenerationWhileEachRefreshIsKilled(t *testing.T) {
 	t.Parallel()
-	kills, late := number(t, "CSI_SECRETS_KILLS", 15), 0
+	kills, late := harness.Number(t, "CSI_SECRETS_KILLS", 15), 0
 	wait := 60 * time.Millisecond
 	refreshWhile(t, 1+kills, changing, func(n *node, g int) {
 		time.Sleep(wait) // the random moment

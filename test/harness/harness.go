@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,20 @@ import (
 	"github.com/csi-secrets/csi-secrets/internal/standalone"
 	"github.com/csi-secrets/csi-secrets/pkg/class"
 )
+
+// Number is what a variable of the environment says, for runs that last or are large.
+func Number(t testing.TB, variable string, fallback int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return fallback
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return n
+}
 
 // binaryVariable names a binary to test instead of one built from this source.
 const binaryVariable = "CSI_SECRETS_BIN"

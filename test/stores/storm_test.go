@@ -10,12 +10,12 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/csi-secrets/csi-secrets/internal/standalone"
+	"github.com/csi-secrets/csi-secrets/test/harness"
 )
 
 // limiter is a server that passes so many requests a second on, and answers 429
@@ -87,19 +87,6 @@ func (l *limiter) allow() bool {
 	return true
 }
 
-// pods is how many start at once: CSI_SECRETS_STORM says more.
-func pods(t *testing.T) int {
-	text := os.Getenv("CSI_SECRETS_STORM")
-	if text == "" {
-		return 60
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // Pods that each log in for themselves start all at once, at a store that takes
 // ten requests a second. None of them fails, and kubelet need not come again.
 func TestPodsThatStartAtOnceGetByAStoreThatThrottles(t *testing.T) {
@@ -119,7 +106,7 @@ func TestPodsThatStartAtOnceGetByAStoreThatThrottles(t *testing.T) {
 	server.mu.Unlock()
 	var all sync.WaitGroup
 	began := time.Now()
-	n := pods(t)
+	n := harness.Number(t, "CSI_SECRETS_STORM", 60)
 	for i := range n {
 		v := w.volume(t, fmt.Sprint("storm-", i), "storm")
 		all.Go(func() {

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
-	"os"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -270,7 +268,7 @@ func TestADriverThatIsKilledAllTheTimeLosesAndLeaksNothing(t *testing.T) {
 	v := w.volume(t, "web", "db")
 	w.publish(t, v)
 	u := logInForever(t, pg, w.node.Layout, v)
-	for i := range kills(t) {
+	for i := range harness.Number(t, "CSI_SECRETS_KILLS", 30) {
 		time.Sleep(rand.N(2 * time.Second))
 		w.node.Kill()
 		w.again(t)
@@ -288,19 +286,6 @@ func TestADriverThatIsKilledAllTheTimeLosesAndLeaksNothing(t *testing.T) {
 	if err != nil || len(leases) > 0 {
 		t.Errorf("left are the leases %q, %v", leases, err)
 	}
-}
-
-// kills is how often the driver is killed: CSI_SECRETS_KILLS says more.
-func kills(t *testing.T) int {
-	text := os.Getenv("CSI_SECRETS_KILLS")
-	if text == "" {
-		return 30
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 // Certificate and key are always of one pair, and replaced before two thirds of
