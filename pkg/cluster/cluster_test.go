@@ -272,7 +272,7 @@ func TestAFailedRefreshIsACondition(t *testing.T) {
 		statuses.Refreshed(v, false)
 	}
 	c := s.written(2).Status.Conditions[0]
-	if c.Status != "False" || c.Reason != "TooLarge" || len(c.Message) > maxMessage || !strings.Contains(c.Message, "is refused") || time.Since(c.LastTransitionTime.Time) > time.Hour {
+	if c.Status != "False" || c.Reason != "TooLarge" || len(c.Message) > 1024 || !strings.Contains(c.Message, "is refused") || time.Since(c.LastTransitionTime.Time) > time.Hour {
 		t.Errorf("the condition is %+v", c)
 	}
 	s.quiet(2)

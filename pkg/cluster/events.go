@@ -35,8 +35,6 @@ const (
 	// remind is how often the event of a lasting failure is sent again: events
 	// live for an hour.
 	remind = 30 * time.Minute
-	// maxEvent bounds the text of an event in bytes, as the API server does.
-	maxEvent = 1024
 	// eventTimeout bounds one request.
 	eventTimeout = 30 * time.Second
 )
@@ -88,7 +86,7 @@ var _ volume.Observer = (*Events)(nil)
 
 // NewEvents returns Events of the driver of that name on a node.
 func NewEvents(api *kube.API, driver, node string) (*Events, error) {
-	client, err := api.Client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) { s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Event{}) })
+	client, err := api.Client(corev1.SchemeGroupVersion, kube.AddEvents)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +175,7 @@ func (e *Events) send(v volume.Info, kind, reason, message string) {
 	}
 	e.recorder.Event(&corev1.ObjectReference{
 		APIVersion: "v1", Kind: "Pod", Namespace: v.Pod.Namespace, Name: v.Pod.Name, UID: types.UID(v.Pod.UID),
-	}, kind, reason, cut(message, maxEvent))
+	}, kind, reason, kube.Cut(message))
 }
 
 // eventSink writes events by REST.

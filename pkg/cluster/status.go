@@ -44,8 +44,6 @@ const (
 	// A status that cannot be written is tried again after firstRetry, and then
 	// after twice as long each time, up to lastRetry.
 	firstRetry, lastRetry = time.Second, 5 * time.Minute
-	// maxMessage bounds the text of a condition, in bytes.
-	maxMessage = 1024
 )
 
 // Statuses is a volume.Observer that keeps a PodStatus for every pod and class
@@ -264,7 +262,7 @@ func (s *Statuses) ready(at place, targets []string) metav1.Condition {
 		v := s.volumes[target]
 		since = latest(since, v.Published)
 		if v.LastError != nil && c.Status == metav1.ConditionTrue {
-			c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason(v.LastError), cut(v.LastError.Error(), maxMessage)
+			c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason(v.LastError), kube.Cut(v.LastError.Error())
 			since = time.Now()
 		}
 	}
@@ -312,7 +310,7 @@ func (s *Statuses) secrets(at place, targets []string) ([]Secret, metav1.Conditi
 		if now, ok := s.synced[target]; ok {
 			c := metav1.Condition{Type: syncedType, Status: metav1.ConditionTrue, Reason: "Synced", Message: fmt.Sprintf("Secrets are as secretObjects wants them: %d", len(now.secrets))}
 			if now.err != nil {
-				c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason(now.err), cut(now.err.Error(), maxMessage)
+				c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason(now.err), kube.Cut(now.err.Error())
 			}
 			return told(now.secrets), s.since(at, c, now.since), len(now.secrets) > 0
 		}
@@ -369,15 +367,6 @@ func reason(err error) string {
 		name.WriteString(strings.ToUpper(word[:1]) + word[1:])
 	}
 	return name.String()
-}
-
-// cut shortens a text to at most limit bytes.
-func cut(text string, limit int) string {
-	const more = "…"
-	if len(text) <= limit {
-		return text
-	}
-	return strings.ToValidUTF8(text[:limit-len(more)], "") + more
 }
 
 func (s *Statuses) writeNext(ctx context.Context) bool {

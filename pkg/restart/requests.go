@@ -2,19 +2,13 @@ package restart
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
 
 	"github.com/csi-secrets/csi-secrets/internal/kube"
 )
@@ -22,8 +16,6 @@ import (
 const (
 	// fieldManager owns what a restart writes.
 	fieldManager = "csi-secrets-restart"
-	// maxEvent bounds the text of an event in bytes, as the API server does.
-	maxEvent = 1024
 	// pageSize is how many pods one answer has.
 	pageSize = 200
 )
@@ -103,19 +95,5 @@ func (r *Restarter) write(ctx context.Context, w workload, patch []byte) error {
 
 // event sends an event, unless another leader has sent the same.
 func (r *Restarter) event(ctx context.Context, about corev1.ObjectReference, kind, reason, message string) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	if len(message) > maxEvent {
-		message = strings.ToValidUTF8(message[:maxEvent], "")
-	}
-	sum := sha256.Sum256([]byte(string(about.UID) + "\x00" + reason + "\x00" + message))
-	now := metav1.NewTime(time.Now())
-	err := r.core.Post().Namespace(about.Namespace).Resource("events").Body(&corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: about.Namespace, Name: "csi-secrets." + hex.EncodeToString(sum[:10])},
-		InvolvedObject: about, Type: kind, Reason: reason, Message: message,
-		Source: corev1.EventSource{Component: fieldManager}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}).Do(ctx).Error()
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		klog.FromContext(ctx).V(4).Info("Cannot send an event", "reason", err.Error())
-	}
+	kube.Event{Component: fieldManager, About: about, Type: kind, Reason: reason, Message: message, Once: true}.Send(ctx, r.core)
 }

@@ -147,7 +147,7 @@ func build(client func(schema.GroupVersion, func(*runtime.Scheme)) (rest.Interfa
 	var errs [5]error
 	r.core, errs[0] = client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) {
 		kube.AddMetadata(s)
-		s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Event{})
+		kube.AddEvents(s)
 	})
 	r.apps, errs[1] = client(apps, kube.AddMetadata)
 	r.argo, errs[2] = client(argo, none)

@@ -1,7 +1,9 @@
 package restart
 
 import (
+	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -408,4 +410,38 @@ func TestWhatManyTellOfASecretIsItsLastChange(t *testing.T) {
 	if len(v.secrets) > 0 || len(v.told) > 0 {
 		t.Errorf("known are still %v, %v", v.secrets, v.told)
 	}
+}
+
+// Whatever a pod is like, it has read only Secrets that are looked for, each once.
+func FuzzPod(f *testing.F) {
+	for _, spec := range uses() {
+		pod := corev1.Pod{Spec: spec}
+		for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
+			pod.Status.ContainerStatuses = append(pod.Status.ContainerStatuses, corev1.ContainerStatus{
+				Name: c.Name, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Unix(1, 0)}},
+			})
+		}
+		pod.Status.InitContainerStatuses = pod.Status.ContainerStatuses
+		body, err := json.Marshal(pod)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(body)
+	}
+	changed := time.Unix(2, 0)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var pod podObject
+		if json.Unmarshal(body, &pod) != nil {
+			return
+		}
+		switch read := pod.readers(map[string]time.Time{"login": changed}); {
+		case len(read) > 1, len(read) == 1 && read[0] != change{secretKind, "login", changed}:
+			t.Errorf("it has read %v", read)
+		case (len(read) > 0) != pod.outdated(read):
+			t.Errorf("that it has read %v does not concern it", read)
+		}
+		if other := pod.readers(map[string]time.Time{}); len(other) > 0 {
+			t.Errorf("it has read %v, of which nobody asks", other)
+		}
+	})
 }

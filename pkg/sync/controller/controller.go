@@ -134,7 +134,7 @@ func New(config Config) (*Controller, error) {
 		return nil, err
 	}
 	core, err := config.API.Client(corev1.SchemeGroupVersion, func(s *runtime.Scheme) {
-		s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Event{})
+		kube.AddEvents(s)
 		s.AddKnownTypes(authenticationv1.SchemeGroupVersion, &authenticationv1.TokenRequest{})
 	})
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,7 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/klog/v2"
+
+	"github.com/csi-secrets/csi-secrets/internal/kube"
 )
 
 // The types and reasons of conditions are those of secrets-store-sync-controller.
@@ -39,8 +39,6 @@ const (
 	fieldManager = "csi-secrets-sync"
 	// reword is how long a status stays where only the words of a failure differ.
 	reword = 10 * time.Minute
-	// maxMessage bounds the text of a condition and of an event, in bytes.
-	maxMessage = 1024
 )
 
 // failure is why a Secret could not be synchronized, with the reason of its
@@ -87,14 +85,14 @@ func (s *SecretSync) outcome(wrote bool, writtenAt time.Time, err error) Status 
 	}
 	switch {
 	case before.SyncHash == "":
-		set(conditionCreated, metav1.ConditionFalse, reason, cut(err.Error()))
+		set(conditionCreated, metav1.ConditionFalse, reason, kube.Cut(err.Error()))
 		set(conditionUpdated, metav1.ConditionUnknown, reasonNoUpdate, "")
 	case before.LastSuccessfulSyncTime == nil:
 		set(conditionCreated, metav1.ConditionTrue, reasonCreated, "the Secret was made")
-		set(conditionUpdated, metav1.ConditionFalse, reason, cut("the Secret stays as it is: "+err.Error()))
+		set(conditionUpdated, metav1.ConditionFalse, reason, kube.Cut("the Secret stays as it is: "+err.Error()))
 	default:
 		set(conditionCreated, metav1.ConditionTrue, reasonCreated, "the Secret was made")
-		set(conditionUpdated, metav1.ConditionFalse, reason, cut(fmt.Sprintf("the Secret stays as it has been since %s: %v", before.LastSuccessfulSyncTime.UTC().Format(time.RFC3339), err)))
+		set(conditionUpdated, metav1.ConditionFalse, reason, kube.Cut(fmt.Sprintf("the Secret stays as it has been since %s: %v", before.LastSuccessfulSyncTime.UTC().Format(time.RFC3339), err)))
 	}
 	return next
 }
@@ -108,15 +106,6 @@ func (s Status) failed() metav1.Condition {
 		}
 	}
 	return metav1.Condition{}
-}
-
-// cut shortens a text to maxMessage.
-func cut(text string) string {
-	const more = "…"
-	if len(text) <= maxMessage {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxMessage-len(more)], "") + more
 }
 
 // same compares statuses as the API server would show them.
@@ -172,16 +161,6 @@ func (c *Controller) report(ctx context.Context, o *object, s *SecretSync, wrote
 }
 
 func (c *Controller) event(ctx context.Context, s *SecretSync, kind, reason, message string) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	now := metav1.Now()
-	err := c.core.Post().Namespace(s.Namespace).Resource("events").Body(&corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: s.Namespace, GenerateName: s.Name + "."},
-		InvolvedObject: corev1.ObjectReference{APIVersion: GroupVersion.String(), Kind: Kind, Namespace: s.Namespace, Name: s.Name, UID: s.UID},
-		Type:           kind, Reason: reason, Message: cut(message),
-		Source: corev1.EventSource{Component: fieldManager}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}).Do(ctx).Error()
-	if err != nil {
-		klog.FromContext(ctx).V(4).Info("Cannot send an event", "reason", err.Error())
-	}
+	about := corev1.ObjectReference{APIVersion: GroupVersion.String(), Kind: Kind, Namespace: s.Namespace, Name: s.Name, UID: s.UID}
+	kube.Event{Component: fieldManager, About: about, Type: kind, Reason: reason, Message: message}.Send(ctx, c.core)
 }
