@@ -2,6 +2,8 @@ package class
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,33 +19,48 @@ type Interval struct {
 	// Class is the class's own interval: 0 where it leaves that to the driver, or
 	// Never.
 	Class time.Duration `json:"class,omitempty"`
-	// Objects is the shortest interval that an object has of its own, 0 for none.
-	Objects time.Duration `json:"objects,omitempty"`
+	// Own are the intervals that objects have of their own, in ascending order.
+	Own []time.Duration `json:"own,omitempty"`
+	// Idle says that some objects are refreshed on changes only.
+	Idle bool `json:"idle,omitempty"`
 	// Noticed says that the driver is told of changes.
 	Noticed bool `json:"noticed,omitempty"`
 }
 
-// Of returns the interval, given that of classes which leave it to the driver; 0
-// for none.
+// Kinds returns the intervals of the class's objects, given that of classes which
+// leave it to the driver, by how provider.Due names these objects; and whether those
+// are all.
+func (i Interval) Kinds(drivers time.Duration) (kinds map[time.Duration]time.Duration, all bool) {
+	kinds = map[time.Duration]time.Duration{}
+	for _, interval := range i.Own {
+		kinds[interval] = interval
+	}
+	switch {
+	case i.Class == Never:
+	case i.Class > 0:
+		kinds[0] = i.Class
+	case drivers > 0:
+		kinds[0] = drivers
+	default:
+		return kinds, false
+	}
+	return kinds, !i.Idle
+}
+
+// Of returns the shortest interval, given that of classes which leave it to the
+// driver; 0 for none.
 func (i Interval) Of(drivers time.Duration) time.Duration {
-	interval := i.Class
-	switch interval {
-	case 0:
-		interval = drivers
-	case Never:
-		interval = 0
+	kinds, _ := i.Kinds(drivers)
+	if len(kinds) == 0 {
+		return 0
 	}
-	if i.Objects > 0 && (interval == 0 || i.Objects < interval) {
-		return i.Objects
-	}
-	return interval
+	return slices.Min(slices.Collect(maps.Values(kinds)))
 }
 
 // RotationInterval returns how often the class's volumes are refreshed: as the
 // parameter provider.RotationIntervalKey says, a duration such as "10m" or
-// "never", and the fields of the same name of its objects. A volume is refreshed
-// as a whole, whenever one of its objects is due. An error is a *provider.Error of
-// kind Invalid.
+// "never", and the fields of the same name of its objects. An error is a
+// *provider.Error of kind Invalid.
 func (c *SecretProviderClass) RotationInterval() (Interval, error) {
 	var i Interval
 	var err error
@@ -61,9 +78,11 @@ func (c *SecretProviderClass) RotationInterval() (Interval, error) {
 		}
 	}
 	own, others := provider.ObjectIntervals(c.Spec.Parameters)
-	for _, interval := range own {
-		if interval != Never && (i.Objects == 0 || interval < i.Objects) {
-			i.Objects = interval
+	i.Idle = slices.Contains(own, Never) || i.Class == Never && others > 0
+	slices.Sort(own)
+	for _, interval := range slices.Compact(own) {
+		if interval != Never {
+			i.Own = append(i.Own, interval)
 		}
 	}
 	if len(own) > 0 && others == 0 {

@@ -67,13 +67,8 @@ func (f *Fetcher) Fetch(ctx context.Context, name string, req provider.Request) 
 	if err != nil {
 		return provider.Result{}, err
 	}
-	limited, cancel := f.limit(ctx)
-	defer cancel()
-	result, err := f.sealing(limited, name, p, req)
+	result, err := f.inTime(ctx, func(ctx context.Context) (provider.Result, error) { return f.sealing(ctx, name, p, req) })
 	if err != nil {
-		if ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("no answer in time: %w", err)
-		}
 		return provider.Result{}, named(name, err)
 	}
 	if result.NotModified {
@@ -240,6 +235,18 @@ func (f *Fetcher) record(name string, err error, took time.Duration) {
 		errorType = provider.KindOf(err).String()
 	}
 	f.Recorder.Fetched(name, errorType, took)
+}
+
+// inTime asks for at most as long as a fetch may take, and says of an answer that
+// does not come that it did not.
+func (f *Fetcher) inTime(ctx context.Context, ask func(ctx context.Context) (provider.Result, error)) (provider.Result, error) {
+	limited, cancel := f.limit(ctx)
+	defer cancel()
+	result, err := ask(limited)
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("no answer in time: %w", err)
+	}
+	return result, err
 }
 
 // limit ends a fetch a little before its caller gives up, so that the caller

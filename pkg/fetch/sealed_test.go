@@ -533,7 +533,8 @@ func TestPodsDoNotWaitForAStoreThatIsKnownNotToAnswer(t *testing.T) {
 			for i := range maxFailures {
 				running.Go(func() { s.gets(starts(account(i))) })
 			}
-			running.Wait() // the circuit is open
+			running.Wait()
+			synctest.Wait() // the circuit is open
 			asked, slow := s.asked(), atomic.Int32{}
 			for i := range pods {
 				running.Go(func() {

@@ -8,7 +8,9 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,10 +47,11 @@ const (
 const DefaultNotified = time.Hour
 
 // Refresher has the volumes. Refresh refreshes the one at a target: an answer will
-// do that another volume got at since or later. Request is what a refresh of it
-// would ask its provider for; false where it is gone.
+// do that another volume got at since or later, and those of its objects need not be
+// asked for that are not due. Request is what a refresh of it would ask its provider
+// for; false where it is gone.
 type Refresher interface {
-	Refresh(ctx context.Context, target string, since time.Time) (volume.Refreshed, error)
+	Refresh(ctx context.Context, target string, since time.Time, due provider.Due) (volume.Refreshed, error)
 	Request(ctx context.Context, target string) (provider.Request, bool)
 }
 
@@ -95,8 +98,10 @@ type groupKey struct {
 // is guarded by Scheduler.mu.
 type group struct {
 	volumes int
-	next    time.Time // when those are due that were refreshed
-	retry   time.Time // when those are due that were not
+	next    time.Time                   // when those are due that were refreshed
+	objects provider.Due                // which of their objects are due then
+	kinds   map[time.Duration]time.Time // when the objects of an interval are
+	retry   time.Time                   // when those are due that were not
 }
 
 // entry is a volume in the queue. It is guarded by Scheduler.mu.
@@ -106,7 +111,8 @@ type entry struct {
 	class    class.Ref
 	key      groupKey
 	due      time.Time
-	place    int // in the queue, -1 while it is not there
+	objects  provider.Due // that are due then
+	place    int          // in the queue, -1 while it is not there
 	failures int
 	running  bool // it is being refreshed, and not in the queue
 	again    bool // it became due while it was being refreshed
@@ -141,12 +147,12 @@ func (s *Scheduler) Published(v volume.Info) {
 		if g == nil {
 			g = &group{}
 			s.groups[e.key] = g
-			s.spread(e, s.intervalOf(e, v.Interval)) // the pods of a fleet start together; that must not last
+			s.spread(e, v.Interval) // the pods of a fleet start together; that must not last
 		}
 		g.volumes++
 		s.watch(sourceOf(e.class))
 		s.watch(watched{e.key, true})
-		s.schedule(e, s.next(e, v.Interval, v.ValidUntil, v.RefreshAt))
+		s.plan(e, v.Interval, v.ValidUntil, v.RefreshAt)
 	}
 	if v.LastError != nil || v.Waiting {
 		s.schedule(e, time.Now()) // perhaps the new credentials help
@@ -232,7 +238,7 @@ func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
 		case <-s.wake:
 		}
 		for {
-			e, since, wait := s.take()
+			e, since, due, wait := s.take()
 			if e == nil {
 				timer.Reset(wait)
 				break
@@ -244,15 +250,15 @@ func (s *Scheduler) Run(ctx context.Context, volumes Refresher) {
 			}
 			s.running.Go(func() {
 				defer func() { <-free }()
-				s.refresh(ctx, volumes, e, since)
+				s.refresh(ctx, volumes, e, since, due)
 			})
 		}
 	}
 }
 
-func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, since time.Time) {
+func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, since time.Time, due provider.Due) {
 	began := time.Now()
-	done, err := volumes.Refresh(ctx, e.target, since)
+	done, err := volumes.Refresh(ctx, e.target, since, due)
 	s.record(done, err, time.Since(began))
 	logger := klog.FromContext(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -268,10 +274,10 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, si
 		return
 	case err == nil:
 		if e.failures > 0 {
-			s.spread(e, s.intervalOf(e, done.Interval)) // those that failed together come together
+			s.spread(e, done.Interval) // those that failed together come together
 		}
 		e.failures = 0
-		s.schedule(e, s.next(e, done.Interval, done.ValidUntil, done.RefreshAt))
+		s.plan(e, done.Interval, done.ValidUntil, done.RefreshAt)
 	default:
 		wait := min(firstRetry<<min(e.failures, 10), lastRetry)
 		if interval := s.intervalOf(e, done.Interval); interval > 0 {
@@ -305,26 +311,28 @@ func (s *Scheduler) record(done volume.Refreshed, err error, took time.Duration)
 }
 
 // take removes the first volume that is due from the queue and tells since when
-// it was, or how long it is until one will be.
-func (s *Scheduler) take() (e *entry, since time.Time, wait time.Duration) {
+// it was, and which objects, or how long it is until one will be.
+func (s *Scheduler) take() (e *entry, since time.Time, due provider.Due, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.queue) == 0 {
-		return nil, since, time.Hour
+		return nil, since, nil, time.Hour
 	}
 	if wait := time.Until(s.queue[0].due); wait > 0 {
-		return nil, since, wait
+		return nil, since, nil, wait
 	}
 	e = heap.Pop(&s.queue).(*entry)
 	e.running = true
-	return e, e.due, 0
+	return e, e.due, e.objects, 0
 }
 
 // spread plans the next refresh of e's group for some time within an interval, unless
 // it is planned. Callers hold s.mu.
-func (s *Scheduler) spread(e *entry, interval time.Duration) {
-	if g := s.groups[e.key]; interval > 0 && !g.next.After(time.Now()) {
-		g.next = time.Now().Add(time.Duration((0.25 + 0.75*rand.Float64()) * float64(interval)))
+func (s *Scheduler) spread(e *entry, ofClass class.Interval) {
+	g, now := s.groups[e.key], time.Now()
+	if kinds, all := ofClass.Kinds(s.driversOf(e, ofClass)); len(kinds) > 0 && !g.next.After(now) {
+		wait := float64(slices.Min(slices.Collect(maps.Values(kinds))))
+		g.at(now.Add(time.Duration((0.25+0.75*rand.Float64())*wait)), slices.Collect(maps.Keys(kinds)), kinds, all)
 	}
 }
 
@@ -332,51 +340,93 @@ func (s *Scheduler) spread(e *entry, interval time.Duration) {
 // a tenth: at the time of its group, if that comes by then, or at one that others
 // will take.
 func together(due *time.Time, wait time.Duration) time.Time {
-	now := time.Now()
-	if !due.After(now) || due.After(now.Add(wait*11/10)) {
+	if now := time.Now(); !soon(*due, now, wait) {
 		*due = now.Add(jitter(wait))
 	}
 	return *due
 }
 
-// intervalOf returns the interval of a volume whose class says that; 0 for none.
-// Callers hold s.mu.
-func (s *Scheduler) intervalOf(e *entry, ofClass class.Interval) time.Duration {
-	drivers := s.interval
-	if drivers > 0 && s.Notified > 0 && (ofClass.Noticed || s.seen[sourceOf(e.class)] || s.seen[watched{e.key, true}]) {
-		drivers = max(drivers, s.Notified)
-	}
-	return ofClass.Of(drivers)
+// soon tells whether a time is to come, and not after more than wait and a tenth.
+func soon(due, now time.Time, wait time.Duration) bool {
+	return due.After(now) && !due.After(now.Add(wait*11/10))
 }
 
-// next is when a volume is due that was fetched just now, given its class's
-// interval, until when its files are valid, and when its provider wants to be
-// asked again. Callers hold s.mu.
-func (s *Scheduler) next(e *entry, ofClass class.Interval, validUntil, refreshAt time.Time) time.Time {
+// driversOf returns the interval of a volume whose class says that, as far as it
+// leaves it to the driver; 0 for none. Callers hold s.mu.
+func (s *Scheduler) driversOf(e *entry, ofClass class.Interval) time.Duration {
+	if s.interval > 0 && s.Notified > 0 && (ofClass.Noticed || s.seen[sourceOf(e.class)] || s.seen[watched{e.key, true}]) {
+		return max(s.interval, s.Notified)
+	}
+	return s.interval
+}
+
+// intervalOf returns the shortest interval of a volume whose class says that; 0 for
+// none. Callers hold s.mu.
+func (s *Scheduler) intervalOf(e *entry, ofClass class.Interval) time.Duration {
+	return ofClass.Of(s.driversOf(e, ofClass))
+}
+
+// plan schedules a volume that was fetched just now, given its class's interval,
+// until when its files are valid, and when its provider wants to be asked again.
+// Callers hold s.mu.
+func (s *Scheduler) plan(e *entry, ofClass class.Interval, validUntil, refreshAt time.Time) {
 	now := time.Now()
-	due := now.Add(never)
-	if interval := s.intervalOf(e, ofClass); interval > 0 {
-		due = together(&s.groups[e.key].next, interval)
+	due, objects := now.Add(never), provider.Due(nil)
+	if kinds, all := ofClass.Kinds(s.driversOf(e, ofClass)); len(kinds) > 0 {
+		g := s.groups[e.key]
+		g.plan(kinds, all)
+		due, objects = g.next, g.objects
 	}
 	if !validUntil.IsZero() {
 		if early := now.Add(jitter(validUntil.Sub(now) * 2 / 3)); early.Before(due) {
-			due = early
+			due, objects = early, nil
 		}
 	}
 	if !refreshAt.IsZero() && refreshAt.Before(due) {
-		due = refreshAt
+		due, objects = refreshAt, nil
 	}
-	return due
+	s.schedule(e, due)
+	e.objects = objects
 }
 
-// schedule makes e due at the given time, or once more after the refresh that
+// plan sees to it that the group is due after the shortest interval of its objects,
+// give or take a tenth, together with those others for which no other time is nearer to
+// their own. kinds are the intervals, see class.Interval; all says that there are no
+// other objects.
+func (g *group) plan(kinds map[time.Duration]time.Duration, all bool) {
+	shortest := slices.Min(slices.Collect(maps.Values(kinds)))
+	if soon(g.next, time.Now(), shortest) {
+		return
+	}
+	next, wanted, objects := time.Now().Add(jitter(shortest)), map[time.Duration]time.Time{}, provider.Due(nil)
+	for kind, interval := range kinds {
+		at := g.kinds[kind]
+		if together(&at, interval); interval == shortest || !at.After(next.Add(shortest/2)) {
+			objects, at = append(objects, kind), next
+		}
+		wanted[kind] = at
+	}
+	g.kinds = wanted
+	g.at(next, objects, kinds, all)
+}
+
+// at has the group due at a time, with some kinds of its objects.
+func (g *group) at(next time.Time, objects provider.Due, kinds map[time.Duration]time.Duration, all bool) {
+	slices.Sort(objects) // whoever asks for the same is to ask alike
+	g.next, g.objects = next, objects
+	if all && len(objects) == len(kinds) {
+		g.objects = nil
+	}
+}
+
+// schedule makes all of e due at the given time, or once more after the refresh that
 // runs. Callers hold s.mu.
 func (s *Scheduler) schedule(e *entry, due time.Time) {
 	if e.running {
 		e.again = true
 		return
 	}
-	e.due = due
+	e.due, e.objects = due, nil
 	if e.place >= 0 {
 		heap.Fix(&s.queue, e.place)
 	} else {

@@ -27,6 +27,7 @@ type world struct {
 	began        time.Time
 	err          error
 	busy         time.Duration
+	due          []provider.Due
 	valid        time.Duration // how long what a refresh brings is valid; 0 for no bound
 	wanted       time.Duration // when the provider wants to be asked again; 0 for whenever
 	interval     class.Interval
@@ -49,10 +50,10 @@ func (w *world) Watch(ctx context.Context, changed func(class.Ref)) error {
 	return nil
 }
 
-func (w *world) Refresh(ctx context.Context, target string, since time.Time) (volume.Refreshed, error) {
+func (w *world) Refresh(ctx context.Context, target string, since time.Time, due provider.Due) (volume.Refreshed, error) {
 	w.mu.Lock()
 	w.refreshed = append(w.refreshed, time.Since(w.began))
-	w.targets, w.since = append(w.targets, target), append(w.since, since.Sub(w.began))
+	w.targets, w.since, w.due = append(w.targets, target), append(w.since, since.Sub(w.began)), append(w.due, due)
 	busy, valid, wanted, interval, err := w.busy, w.valid, w.wanted, w.interval, w.err
 	w.mu.Unlock()
 	sleep(ctx, busy)
@@ -163,9 +164,9 @@ func TestAClassMayHaveAnIntervalOfItsOwn(t *testing.T) {
 		"less often":                    {time.Minute, class.Interval{Class: 30 * time.Minute}, 1, 2},
 		"never":                         {time.Minute, class.Interval{Class: class.Never}, 0, 0},
 		"where others have none":        {0, class.Interval{Class: 10 * time.Minute}, 5, 7},
-		"an object more often":          {time.Hour, class.Interval{Objects: 5 * time.Minute}, 10, 14},
-		"an object more often than all": {time.Minute, class.Interval{Class: class.Never, Objects: 10 * time.Minute}, 5, 7},
-		"an object less often":          {10 * time.Minute, class.Interval{Objects: time.Hour}, 5, 7},
+		"an object more often":          {time.Hour, class.Interval{Own: []time.Duration{5 * time.Minute}}, 10, 14},
+		"an object more often than all": {time.Minute, class.Interval{Class: class.Never, Own: []time.Duration{10 * time.Minute}}, 5, 7},
+		"an object less often":          {10 * time.Minute, class.Interval{Own: []time.Duration{time.Hour}}, 5, 7},
 		"it is told of changes":         {time.Minute, class.Interval{Noticed: true}, 1, 3},
 		"told, and an own interval":     {time.Hour, class.Interval{Class: 10 * time.Minute, Noticed: true}, 5, 7},
 		"told, and rarer for all":       {2 * time.Hour, class.Interval{Noticed: true}, 0, 1},
@@ -185,6 +186,99 @@ func TestAClassMayHaveAnIntervalOfItsOwn(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Objects are asked for as often as they say themselves, and whenever somebody tells
+// of a change all are.
+func TestObjectsAreDueAsOftenAsTheySay(t *testing.T) {
+	const often, seldom = time.Minute, 6 * time.Hour
+	of := class.Interval{Own: []time.Duration{often, seldom}}
+	idle := class.Interval{Class: class.Never, Own: []time.Duration{often}, Idle: true}
+	for name, tc := range map[string]struct {
+		ofClass class.Interval
+		want    map[time.Duration][2]int // how often at least and at most in ten days
+		all     int                      // how often at most all are
+	}{
+		"three intervals":          {of, map[time.Duration][2]int{often: {13000, 16000}, 0: {1300, 1600}, seldom: {37, 45}}, 45},
+		"some on changes only":     {idle, map[time.Duration][2]int{often: {13000, 16000}}, 0},
+		"drivers have no interval": {class.Interval{Own: []time.Duration{seldom}}, map[time.Duration][2]int{seldom: {37, 45}}, 0},
+		"all have the same":        {class.Interval{Class: class.Never, Own: []time.Duration{seldom}}, map[time.Duration][2]int{seldom: {37, 45}}, 45},
+	} {
+		t.Run(name, func(t *testing.T) {
+			flag := 10 * time.Minute
+			if name == "drivers have no interval" {
+				flag = 0
+			}
+			run(t, false, flag, func(w *world, s *Scheduler) {
+				w.interval = tc.ofClass
+				const volumes = 3
+				for i := range volumes {
+					v := info
+					v.TargetPath, v.Interval = fmt.Sprint("/", i), tc.ofClass
+					s.Published(v)
+				}
+				time.Sleep(10 * 24 * time.Hour)
+				synctest.Wait()
+				asked, all := map[time.Duration]int{}, 0
+				byTime := map[time.Duration]string{}
+				for i, due := range w.due {
+					if other, ok := byTime[w.since[i]]; ok && other != fmt.Sprint(due) {
+						t.Fatalf("volumes that are due together are asked for %s and %v", other, due)
+					}
+					byTime[w.since[i]] = fmt.Sprint(due)
+					if due == nil {
+						all++
+						for kind := range tc.want {
+							asked[kind]++
+						}
+					}
+					for _, kind := range due {
+						asked[kind]++
+					}
+				}
+				for kind, want := range tc.want {
+					if n := asked[kind] / volumes; n < want[0] || n > want[1] {
+						t.Errorf("those of %v were asked for %d times", kind, n)
+					}
+				}
+				if len(asked) != len(tc.want) || all > volumes*tc.all {
+					t.Errorf("asked for was %v, and all %d times", asked, all)
+				}
+				if len(byTime) > len(w.due)/volumes {
+					t.Errorf("%d refreshes were at %d times", len(w.due), len(byTime))
+				}
+				w.set(func() { w.due = nil })
+				s.RefreshClass(info.Class)
+				synctest.Wait()
+				if n := len(w.due); n != volumes || w.due[0] != nil || w.due[1] != nil || w.due[2] != nil {
+					t.Errorf("after a change is asked for %v", w.due)
+				}
+			})
+		})
+	}
+}
+
+// Whatever of a volume could not be had is asked for again, with all else.
+func TestAfterAFailureAllObjectsAreDue(t *testing.T) {
+	run(t, false, time.Minute, func(w *world, s *Scheduler) {
+		w.interval = class.Interval{Own: []time.Duration{time.Hour}}
+		v := info
+		v.Interval = w.interval
+		s.Published(v)
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		w.set(func() { w.due, w.err = nil, errors.New("away") })
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		if len(w.due) < 4 || len(w.due[0]) != 1 {
+			t.Fatalf("asked for was %v", w.due)
+		}
+		for _, due := range w.due[1:] {
+			if due != nil {
+				t.Errorf("after a failure is asked for %v", due)
+			}
+		}
+	})
 }
 
 // Volumes of one class and service account can share an answer, if they are

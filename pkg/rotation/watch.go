@@ -112,7 +112,7 @@ func (s *Scheduler) see(ctx context.Context, key watched) bool {
 	s.seen[key] = true
 	for other, g := range s.groups {
 		if other == key.groupKey || !key.byIdentity && other.class == key.class {
-			g.next = time.Time{} // by now that is too soon
+			g.next, g.kinds = time.Time{}, nil // by now that is too soon
 		}
 	}
 	return true
@@ -163,6 +163,7 @@ func (s *Scheduler) due(key watched, wait time.Duration) {
 		if key.byIdentity && e.key != key.groupKey {
 			continue
 		}
+		e.objects = nil
 		if e.running || due.Before(e.due) {
 			s.schedule(e, due)
 		}

@@ -34,7 +34,7 @@ func TestTheFilesOfAVolumeAreOfOneSetWhileItIsRefreshed(t *testing.T) {
 		defer close(done)
 		for n := 1; n <= 300; n++ {
 			f.set(generation(n), nil)
-			if _, err := f.Refresh(t.Context(), req.TargetPath, time.Time{}); err != nil {
+			if _, err := f.Refresh(t.Context(), req.TargetPath, time.Time{}, nil); err != nil {
 				t.Error(err)
 			}
 		}
@@ -80,7 +80,7 @@ func TestFilesHaveTheirTimeFromTheSwitchThatBroughtThem(t *testing.T) {
 		return since
 	}
 	first := since()
-	if _, err := f.Refresh(t.Context(), req.TargetPath, time.Time{}); err != nil {
+	if _, err := f.Refresh(t.Context(), req.TargetPath, time.Time{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	f.restart(t)
@@ -91,7 +91,7 @@ func TestFilesHaveTheirTimeFromTheSwitchThatBroughtThem(t *testing.T) {
 		t.Errorf("the same files are of %s, and of %s", first, again)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if _, err := f.Refresh(t.Context(), req.TargetPath, time.Time{}); err != nil {
+	if _, err := f.Refresh(t.Context(), req.TargetPath, time.Time{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if other := since(); other.Before(first) {

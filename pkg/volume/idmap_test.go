@@ -64,7 +64,7 @@ func TestAVolumeCanBeMappedToAUserNamespace(t *testing.T) {
 		t.Errorf("the pod reads and sees %q, want %q", got, want)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := mapped(), fmt.Sprintf("2 %d %d", shift, shift+group); got != want {

@@ -94,7 +94,7 @@ func TestWhatAProviderKeepsIsGivenBackWithTheVolume(t *testing.T) {
 	if err := f.Publish(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(l.states, []string{"", "lease 1"}) {
@@ -179,7 +179,7 @@ func TestAnUnpublishDoesNotWaitForTheStore(t *testing.T) {
 	l.mu.Unlock()
 	defer f.run(t)()
 	f.wantReleased(t, l, "lease 1")
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil || l.states[2] != "lease 2" {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil || l.states[2] != "lease 2" {
 		t.Errorf("after the restart it saw %q, %v", l.states, err)
 	}
 }
@@ -211,12 +211,12 @@ func TestAVolumeWithLeasesIsRefreshedWithoutCredentials(t *testing.T) {
 	if info, _ := f.Manager.Get(r.TargetPath); info.Blocked {
 		t.Error("it waits for kubelet")
 	}
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil || len(l.states) != 2 || l.states[1] != "lease 1" {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil || len(l.states) != 2 || l.states[1] != "lease 1" {
 		t.Errorf("fetches saw %q, %v", l.states, err)
 	}
 	// What needs a token after all waits for it, and does not count as a failure.
 	l.fails = &provider.Error{Kind: provider.Denied, Err: provider.ErrNoCredentials}
-	_, err := f.Refresh(t.Context(), r.TargetPath, time.Now())
+	_, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil)
 	if info, _ := f.Manager.Get(r.TargetPath); err != nil || info.LastError != nil || !info.Waiting {
 		t.Errorf("got %v, and the volume tells %v, waiting %v", err, info.LastError, info.Waiting)
 	}
@@ -227,7 +227,7 @@ func TestAVolumeWithLeasesIsRefreshedWithoutCredentials(t *testing.T) {
 	if info, _ := f.Manager.Get(r.TargetPath); !info.Waiting {
 		t.Error("nobody hears that it waited")
 	}
-	_, err = f.Refresh(t.Context(), r.TargetPath, time.Now())
+	_, err = f.Refresh(t.Context(), r.TargetPath, time.Now(), nil)
 	if info, _ := f.Manager.Get(r.TargetPath); err != nil || info.Waiting {
 		t.Errorf("it waits on, %v", err)
 	}
@@ -256,11 +256,11 @@ func TestAClassThatChangesItsProviderGivesBackWhatTheFirstKept(t *testing.T) {
 	}
 	c.provider = "two"
 	l.fails = errors.New("not yet")
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err == nil || len(l.gone()) > 0 {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err == nil || len(l.gone()) > 0 {
 		t.Fatalf("a refresh that failed gave back %q, %v", l.gone(), err)
 	}
 	l.fails = nil
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil {
 		t.Fatal(err)
 	}
 	f.wantReleased(t, l, "lease 1")
@@ -308,7 +308,7 @@ func TestNothingIsMadeWhereNothingCanBeKept(t *testing.T) {
 	if err := f.Publish(t.Context(), f.request("second")); provider.KindOf(err) != provider.TooLarge || strings.Contains(err.Error(), "lease 2") || strings.Contains(err.Error(), "volumeSize") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := f.Refresh(t.Context(), f.request("first").TargetPath, time.Now()); err != nil || len(l.gone()) > 0 {
+	if _, err := f.Refresh(t.Context(), f.request("first").TargetPath, time.Now(), nil); err != nil || len(l.gone()) > 0 {
 		t.Errorf("the first volume: %v, released %q", err, l.gone())
 	}
 }

@@ -177,7 +177,7 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 			err = errors.Join(err, m.kept.release(v.VolumeID, v.TargetPath, ""))
 		}
 	}()
-	got, err := m.fetch(ctx, v, nil, time.Time{})
+	got, err := m.fetch(ctx, v, nil, time.Time{}, nil)
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.fill(ctx, t, v, time.Time{})
+	_, err = m.fill(ctx, t, v, time.Time{}, nil)
 	switch {
 	case err == nil:
 		klog.FromContext(ctx).Info("Took over a mounted volume", "volume", v.VolumeID, "target", v.TargetPath)
@@ -255,8 +255,8 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 // it has, and its Info tells why.
 //
 // An answer that another volume of the same class and identity got at since or
-// later will do.
-func (m *Manager) Refresh(ctx context.Context, target string, since time.Time) (Refreshed, error) {
+// later will do. Objects that are not due are asked for only if others have changed.
+func (m *Manager) Refresh(ctx context.Context, target string, since time.Time, due provider.Due) (Refreshed, error) {
 	known := m.get(target)
 	if known == nil {
 		return Refreshed{}, fmt.Errorf("%w at %s", ErrNotPublished, target)
@@ -275,7 +275,7 @@ func (m *Manager) Refresh(ctx context.Context, target string, since time.Time) (
 		m.replace(&next)
 		return Refreshed{Provider: known.Provider, Interval: known.Interval}, nil
 	}
-	changed, err := m.refresh(ctx, &next, since)
+	changed, err := m.refresh(ctx, &next, since, due)
 	if next.waiting = known.lost() && errors.Is(err, provider.ErrNoCredentials); next.waiting {
 		// The provider got along without credentials so far, and does not any more.
 		m.replace(&next)
@@ -304,7 +304,7 @@ func (m *Manager) Request(ctx context.Context, target string) (provider.Request,
 	return v.request(c), true
 }
 
-func (m *Manager) refresh(ctx context.Context, v *volume, since time.Time) (changed bool, err error) {
+func (m *Manager) refresh(ctx context.Context, v *volume, since time.Time, due provider.Due) (changed bool, err error) {
 	t, err := openTree(v.TargetPath)
 	if err != nil {
 		return false, err
@@ -312,7 +312,7 @@ func (m *Manager) refresh(ctx context.Context, v *volume, since time.Time) (chan
 	defer t.close()
 	// A driver that was killed after it had switched the files told nobody.
 	missed := v.Set != "" && v.Set != t.current()
-	changed, err = m.fill(ctx, t, v, since)
+	changed, err = m.fill(ctx, t, v, since, due)
 	if err != nil {
 		return changed, err
 	}
@@ -326,15 +326,16 @@ func (m *Manager) refresh(ctx context.Context, v *volume, since time.Time) (chan
 	return changed, errors.Join(err, m.records.save(v.record))
 }
 
-// fill fetches the files of v and writes them to its mounted tmpfs. since is as in
-// fetch.
-func (m *Manager) fill(ctx context.Context, t *tree, v *volume, since time.Time) (changed bool, err error) {
+// fill fetches the files of v and writes them to its mounted tmpfs. since and due are
+// as in fetch.
+func (m *Manager) fill(ctx context.Context, t *tree, v *volume, since time.Time, due provider.Due) (changed bool, err error) {
 	before := v.record
-	got, err := m.fetch(ctx, v, t, since)
+	got, err := m.fetch(ctx, v, t, since, due)
 	if err != nil {
 		return false, err
 	}
 	defer got.result.Clear()
+	defer func() { v.learn(got.part, got.mark, changed || err != nil) }()
 	if got.result.NotModified {
 		return false, nil
 	}
@@ -369,13 +370,17 @@ const urgentBefore = time.Minute
 type fetched struct {
 	result provider.Result
 	size   int64 // of the tmpfs, in bytes
+	// part names those objects that were asked for apart before, empty for none, and
+	// mark is that of the answer.
+	part, mark string
 }
 
 // fetch brings the files of v: the one way that leads from a class to files.
 // It notes in v what it got. t is the tmpfs that v is mounted from, nil for none.
 // since is from when on an answer may be that a refresh shares; zero where a pod
-// waits.
-func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time) (fetched, error) {
+// waits. due are the objects that are asked for first; if they are as before, so are
+// the others.
+func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time, due provider.Due) (fetched, error) {
 	c, err := m.classes.Get(ctx, v.Class)
 	if err != nil {
 		return fetched{}, err
@@ -423,6 +428,16 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time
 	if t != nil && made == v.Made {
 		req.Current = t.file
 	}
+	got := fetched{size: size}
+	if name := fmt.Sprint(due); due != nil && req.Current != nil && v.ValidUntil.IsZero() && v.RefreshAt.IsZero() && v.parts[name] != wholeOnly {
+		if got.mark, err = m.fetcher.Part(ctx, c.Spec.Provider, req, due); err != nil {
+			return fetched{}, m.inContext(v, err)
+		}
+		if got.part = name; got.mark != "" && got.mark == v.parts[name] {
+			v.Refreshed, got.result.NotModified = now, true
+			return got, nil
+		}
+	}
 	result, err := m.ask(ctx, c.Spec.Provider, req, size)
 	v.leased = m.kept.has(v.VolumeID, v.TargetPath)
 	if err != nil {
@@ -434,11 +449,15 @@ func (m *Manager) fetch(ctx context.Context, v *volume, t *tree, since time.Time
 		result.Clear()
 		return fetched{}, m.inContext(v, err)
 	}
+	if made != v.Made {
+		v.parts = nil
+	}
 	v.Made, v.Objects, v.Refreshed, v.ValidUntil, v.RefreshAt, v.SealedAt = made, result.Versions, now, result.ValidUntil, result.RefreshAt, result.SealedAt
 	if !v.SealedAt.IsZero() {
 		v.Refreshed = v.SealedAt
 	}
-	return fetched{result, size}, nil
+	got.result = result
+	return got, nil
 }
 
 // ask asks the provider.

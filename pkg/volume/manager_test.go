@@ -93,6 +93,10 @@ func (s *store) Fetch(ctx context.Context, _ string, req provider.Request) (prov
 	return result, s.err
 }
 
+func (s *store) Part(context.Context, string, provider.Request, provider.Due) (string, error) {
+	return "", errors.New("no test of this store asks for a part")
+}
+
 func (s *store) Release(_ context.Context, name string, state secret.Value) error {
 	return s.release(name, string(state.Reveal()))
 }
@@ -102,11 +106,19 @@ type fixture struct {
 	*store
 	dir      string
 	writable bool
+	fetches  Fetcher // where nil, the store does
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{store: &store{files: map[string]string{"a": "1"}}, dir: t.TempDir()}
+	f.prepare(t)
+	return f
+}
+
+// prepare starts the manager, and has all gone at the end of the test.
+func (f *fixture) prepare(t *testing.T) {
+	t.Helper()
 	f.restart(t)
 	t.Cleanup(func() {
 		f.Manager.Close()
@@ -115,7 +127,6 @@ func newFixture(t *testing.T) *fixture {
 			_ = unix.Unmount(target, unix.MNT_DETACH)
 		}
 	})
-	return f
 }
 
 // restart replaces the manager, as a new driver would.
@@ -124,7 +135,10 @@ func (f *fixture) restart(t *testing.T) {
 	if f.Manager != nil {
 		f.Manager.Close()
 	}
-	m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.store, Writable: f.writable})
+	if f.fetches == nil {
+		f.fetches = f.store
+	}
+	m, err := New(Config{StateDir: filepath.Join(f.dir, "state"), Classes: f.store, Fetcher: f.fetches, Writable: f.writable})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +192,7 @@ func TestAVolumeLivesAndLeavesNothing(t *testing.T) {
 	}
 	next := map[string]string{"a": "2", "b/c": "0440:2"}
 	f.set(next, nil)
-	if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); !got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); !got.Changed || err != nil {
 		t.Fatalf("changed %v, %v", got.Changed, err)
 	}
 	if got := visible(t, r.TargetPath); got["a"] != "2" || got["b/c"] != "2" {
@@ -225,7 +239,7 @@ func TestARepeatedPublishBringsCredentialsAndAsksNoStore(t *testing.T) {
 		t.Fatalf("%d requests, %v", len(f.requests), err)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil {
 		t.Fatal(err)
 	}
 	last := f.requests[len(f.requests)-1]
@@ -244,7 +258,7 @@ func TestAFailedRefreshKeepsTheFilesAndSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.set(nil, errors.New("the store is away"))
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err == nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err == nil {
 		t.Fatal("it did not fail")
 	}
 	if got := visible(t, r.TargetPath); got["a"] != "1" {
@@ -254,7 +268,7 @@ func TestAFailedRefreshKeepsTheFilesAndSaysWhy(t *testing.T) {
 		t.Errorf("the volume tells %v", info.LastError)
 	}
 	f.set(map[string]string{"a": "1"}, nil)
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil || f.List()[0].LastError != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil || f.List()[0].LastError != nil {
 		t.Errorf("got %v, and the volume tells %v", err, f.List()[0].LastError)
 	}
 }
@@ -279,7 +293,7 @@ func TestAProviderSeesWhatTheClassHasMounted(t *testing.T) {
 	r := f.request("web")
 	refresh := func(step, want string, changed bool) {
 		t.Helper()
-		if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil || got.Changed != changed || saw != want {
+		if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil || got.Changed != changed || saw != want {
 			t.Errorf("%s: it saw %q, changed is %v, %v", step, saw, got.Changed, err)
 		}
 	}
@@ -293,7 +307,7 @@ func TestAProviderSeesWhatTheClassHasMounted(t *testing.T) {
 	refresh("after it", all, false)
 	f.parameters = map[string]string{"objects": "of yet another class"}
 	f.set(nil, errors.New("the store is away"))
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil && saw != "nothing" {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil && saw != "nothing" {
 		t.Errorf("a class that fails: it saw %q", saw)
 	}
 	f.set(map[string]string{"a": "1", "b/c": "2"}, nil)
@@ -315,7 +329,7 @@ func TestWhatIsUrgent(t *testing.T) {
 	}
 	for _, valid := range []time.Duration{time.Hour, time.Second, 0} {
 		f.valid = valid
-		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -345,13 +359,13 @@ func TestARestartedDriverFindsItsVolumes(t *testing.T) {
 		t.Errorf("the folder of the lost volume is left: %v", err)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if got, err := f.Refresh(t.Context(), kept.TargetPath, time.Now()); got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), kept.TargetPath, time.Now(), nil); got.Changed || err != nil {
 		t.Errorf("a refresh without credentials: changed %v, %v", got.Changed, err)
 	}
 	if err := f.Publish(t.Context(), kept); err != nil { // kubelet brings them
 		t.Fatal(err)
 	}
-	if got, err := f.Refresh(t.Context(), kept.TargetPath, time.Now()); !got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), kept.TargetPath, time.Now(), nil); !got.Changed || err != nil {
 		t.Errorf("changed %v, %v", got.Changed, err)
 	}
 }
@@ -572,7 +586,7 @@ func TestTheClassSetsTheSize(t *testing.T) {
 	// A class that asks for more gets it under the running pod.
 	f.parameters[provider.VolumeSizeKey] = "1Mi"
 	f.set(map[string]string{"a": strings.Repeat("y", 400<<10)}, nil)
-	if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); !got.Changed || err != nil {
+	if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); !got.Changed || err != nil {
 		t.Fatalf("changed %v, %v", got.Changed, err)
 	}
 }
@@ -642,7 +656,7 @@ func TestManyCallsAtOnceEndInOneState(t *testing.T) {
 			case 0:
 				err = f.Unpublish(t.Context(), r.VolumeID, r.TargetPath)
 			case 1:
-				if _, err = f.Refresh(t.Context(), r.TargetPath, time.Now()); errors.Is(err, ErrNotPublished) {
+				if _, err = f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); errors.Is(err, ErrNotPublished) {
 					err = nil
 				}
 			default:
@@ -730,7 +744,7 @@ func TestFilesThatAProviderWroteTakeTheSameWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone()
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil {
 		t.Fatal(err)
 	}
 	gone()
@@ -746,7 +760,7 @@ func TestFilesThatAProviderWroteTakeTheSameWay(t *testing.T) {
 		},
 	} {
 		f.writes = write
-		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err == nil {
+		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 		gone()
@@ -789,7 +803,7 @@ func TestAChangeIsWrittenToAFileThatStays(t *testing.T) {
 	first, file := changedAt(t, r)
 	refresh := func(want bool) {
 		t.Helper()
-		if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); got.Changed != want || err != nil {
+		if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); got.Changed != want || err != nil {
 			t.Fatalf("changed %v, %v", got.Changed, err)
 		}
 	}
@@ -839,7 +853,7 @@ func TestAChangeThatNobodyHeardOfIsToldByTheNextDriver(t *testing.T) {
 			f.set(map[string]string{"a": "2"}, nil)
 			f.unmodified = unmodified
 			for _, want := range []bool{true, false} {
-				if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); got.Changed != want || err != nil {
+				if got, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); got.Changed != want || err != nil {
 					t.Fatalf("changed %v, %v", got.Changed, err)
 				}
 			}

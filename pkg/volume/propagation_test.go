@@ -53,7 +53,7 @@ func TestAVolumeShowsInPeerNamespaces(t *testing.T) {
 		t.Fatal("the host does not see the volume")
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	inDriver(func() error { _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); return err })
+	inDriver(func() error { _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); return err })
 	if got := visible(t, r.TargetPath)["a"]; got != "2" {
 		t.Errorf("the host reads %q", got)
 	}
@@ -110,7 +110,7 @@ func TestAVolumeIsHandedBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.set(map[string]string{"a": "2"}, nil)
-	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil || visible(t, pod)["a"] != "2" {
+	if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil || visible(t, pod)["a"] != "2" {
 		t.Errorf("after a refresh the pod reads %v, %v", visible(t, pod), err)
 	}
 	// There is one mount only.

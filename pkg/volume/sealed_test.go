@@ -27,7 +27,7 @@ func TestAVolumeTellsThatItBeganWithASealedAnswer(t *testing.T) {
 	}
 	f.sealedAt = time.Time{}
 	for _, f.unmodified = range []bool{true, false} {
-		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now()); err != nil {
+		if _, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil {
 			t.Fatal(err)
 		}
 		if v, _ := f.Manager.Get(r.TargetPath); !v.SealedAt.IsZero() || time.Since(v.Refreshed) > time.Minute {

@@ -8,6 +8,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,7 +124,14 @@ type volume struct {
 	waiting   bool // for credentials
 	onChange  class.OnChange
 	lastError error
+	// parts are the marks of what is mounted, see fetch.Fetcher.Part, by the names of
+	// the objects, and wholeOnly for objects that cannot be asked for apart. It is
+	// replaced and not changed.
+	parts map[string]string
 }
+
+// wholeOnly is no mark.
+const wholeOnly = "-"
 
 func (v *volume) info() Info {
 	return Info{
@@ -137,6 +145,20 @@ func (v *volume) blocked() bool { return v.lost() && !v.leased }
 
 // lost reports whether the volume had credentials, and has none since a restart.
 func (v *volume) lost() bool { return v.Credentials && v.credentials.empty() }
+
+// learn notes what all that was asked for says of a part that was asked for before it.
+func (v *volume) learn(part, mark string, changed bool) {
+	switch {
+	case changed:
+		v.parts = nil
+	case part != "":
+		v.parts = maps.Clone(v.parts)
+		if v.parts == nil {
+			v.parts = map[string]string{}
+		}
+		v.parts[part] = cmp.Or(mark, wholeOnly)
+	}
+}
 
 // request is what the volume asks of its provider.
 func (v *volume) request(c *class.SecretProviderClass) provider.Request {
@@ -287,5 +309,6 @@ func (all Observers) Unpublished(v Info) {
 // kept of a volume that is gone.
 type Fetcher interface {
 	Fetch(ctx context.Context, providerName string, req provider.Request) (provider.Result, error)
+	Part(ctx context.Context, providerName string, req provider.Request, due provider.Due) (mark string, err error)
 	Release(ctx context.Context, providerName string, state secret.Value) error
 }

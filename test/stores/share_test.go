@@ -5,6 +5,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/csi-secrets/csi-secrets/test/harness"
 )
 
 // A hundred volumes of one identity ask a store as often as one would; another
@@ -52,5 +54,51 @@ func TestVolumesOfOneIdentityAskAsOne(t *testing.T) {
 				t.Fatalf("volume %d has %q", i, w.files(t, v)["a"])
 			}
 		}
+	}
+}
+
+// An object is read as often as its own interval says, and when another has changed.
+func TestAnObjectIsReadAsOftenAsItSays(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.Policy("app", readAll), w.EnableKV2("secret"))
+	write := func(name, value string) {
+		put(t, w, "secret/data/"+name, map[string]any{"data": map[string]any{"v": value}})
+	}
+	write("often", "first")
+	write("seldom", "first")
+	w.start(t)
+	const interval, volumes = 5 * time.Second, 10
+	w.node.AddClass(t, "kv", "vault", map[string]string{"roleName": "app", "rotationInterval": "1h", "objects": fmt.Sprintf(`
+- {objectName: often, secretPath: secret/data/often, secretKey: v, rotationInterval: %v}
+- {objectName: seldom, secretPath: secret/data/seldom, secretKey: v}
+`, interval)})
+	reads := func(name string) int {
+		return w.asked(t, "read secret/data/"+name) + w.asked(t, "read secret/metadata/"+name)
+	}
+	for i := range volumes {
+		w.publish(t, w.volume(t, fmt.Sprint("kv-", i), "kv"))
+	}
+	// All is asked for once more to learn which files are of what.
+	begun := reads("often")
+	harness.Eventually(t, "some rounds have passed", func() bool { return reads("often") >= begun+4 })
+	often, seldom := reads("often"), reads("seldom")
+	time.Sleep(3 * interval)
+	if n := reads("seldom") - seldom; n > 0 {
+		t.Errorf("what is to be read every hour was read %d times in %v", n, 3*interval)
+	}
+	if n := reads("often") - often; n == 0 {
+		t.Error("what is to be read often was not")
+	}
+	write("seldom", "second")
+	write("often", "second")
+	for i := range volumes {
+		v := w.volume(t, fmt.Sprint("kv-", i), "kv")
+		harness.Eventually(t, "a volume has what has changed", func() bool {
+			files := w.files(t, v)
+			if files["often"] != files["seldom"] {
+				t.Fatalf("volume %d has files of two times: %v", i, files)
+			}
+			return files["often"] == "second"
+		})
 	}
 }

@@ -157,8 +157,9 @@ func (c *Controller) Run(ctx context.Context) {
 }
 
 // Refresh implements rotation.Refresher: it has the Secret of the SecretSync at
-// target hold what the store has.
-func (c *Controller) Refresh(ctx context.Context, target string, since time.Time) (volume.Refreshed, error) {
+// target hold what the store has. It has no file of a part of the objects, and asks for
+// all of them.
+func (c *Controller) Refresh(ctx context.Context, target string, since time.Time, _ provider.Due) (volume.Refreshed, error) {
 	o, _ := c.get(target)
 	if o == nil {
 		return volume.Refreshed{}, volume.ErrNotPublished

@@ -247,7 +247,7 @@ func TestWhatIsThereIsNotWrittenAgain(t *testing.T) {
 	c, _ := s.start(v)
 	asked := v.asked()
 	eventually(t, "a fetch of another leader", func() bool { return v.asked() > asked })
-	if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err != nil {
+	if _, err := c.Refresh(t.Context(), "shop/login", time.Now(), nil); err != nil {
 		t.Error(err)
 	}
 	if w := s.written("secrets", "secretsyncs", "events"); len(w) > 0 {
@@ -494,7 +494,7 @@ func TestCredentialsThatAreMadeForWhoeverAsksAreGivenBack(t *testing.T) {
 	}
 	// Others are made when there is a reason to, and not at every attempt.
 	asked := v.asked()
-	if _, err := controller.Refresh(t.Context(), "shop/login", time.Now()); err == nil || v.asked() != asked {
+	if _, err := controller.Refresh(t.Context(), "shop/login", time.Now(), nil); err == nil || v.asked() != asked {
 		t.Errorf("a further attempt: %v, and %d requests", err, v.asked()-asked)
 	}
 	v.change(func() { v.lease = "lease-2" })
@@ -628,7 +628,7 @@ func TestAStatusIsKnownOnceItIsWritten(t *testing.T) {
 	c := s.still(v)
 	_ = c.store().Add(aSecretSync(t, s))
 	for range 2 {
-		if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err != nil {
+		if _, err := c.Refresh(t.Context(), "shop/login", time.Now(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -656,7 +656,7 @@ func TestWhatChangedMeanwhileIsNotWritten(t *testing.T) {
 			c := s.still(v)
 			_ = c.store().Add(aSecretSync(t, s))
 			v.asking = func() { change(s, c) }
-			if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err != nil {
+			if _, err := c.Refresh(t.Context(), "shop/login", time.Now(), nil); err != nil {
 				t.Error(err)
 			}
 			if w := s.written("secrets", "secretsyncs"); len(w) > 0 {
@@ -674,7 +674,7 @@ func TestAStatusIsNotThatOfAnotherOfTheSameName(t *testing.T) {
 	_ = c.store().Add(aSecretSync(t, s))
 	s.delete("secretsyncs", "login")
 	s.apply("secretsyncs", "login", aSync)
-	if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err != nil {
+	if _, err := c.Refresh(t.Context(), "shop/login", time.Now(), nil); err != nil {
 		t.Error(err)
 	}
 	if has := s.status("login"); len(has.Conditions) > 0 {
@@ -691,7 +691,7 @@ func TestAfterARefusalTheStoreIsShownAnotherToken(t *testing.T) {
 	_ = c.store().Add(aSecretSync(t, s))
 	var shown []string
 	for range 2 {
-		if _, err := c.Refresh(t.Context(), "shop/login", time.Now()); err == nil {
+		if _, err := c.Refresh(t.Context(), "shop/login", time.Now(), nil); err == nil {
 			t.Error("the store did not refuse")
 		}
 		shown = append(shown, string(v.last().Tokens["vault"].Value.Reveal()))
@@ -717,7 +717,7 @@ func TestNobodyWaitsForAClassThatIsKnownToBeGone(t *testing.T) {
 	c := s.still(&vault{})
 	c.config.Classes = absent{}
 	_ = c.store().Add(aSecretSync(t, s))
-	_, err := c.Refresh(t.Context(), "shop/login", time.Now())
+	_, err := c.Refresh(t.Context(), "shop/login", time.Now(), nil)
 	if provider.KindOf(err) != provider.NotFound {
 		t.Error(err)
 	}
