@@ -187,7 +187,7 @@ func (m *Manager) publish(ctx context.Context, v *volume) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := replaceSet(t, "", nil, got.result.Files, v.FSGroup != nil); err != nil {
+	if _, err := replaceSet(t, nil, got.result.Files, v.FSGroup != nil); err != nil {
 		t.close()
 		return m.inContext(v, err)
 	}
@@ -227,7 +227,7 @@ func (m *Manager) adopt(ctx context.Context, v *volume) error {
 		return err
 	}
 	defer t.close()
-	current, _, err := tidy(t.root)
+	current, _, err := tidy(t)
 	if err != nil {
 		return err
 	}
@@ -353,10 +353,38 @@ func (m *Manager) fill(ctx context.Context, t *tree, v *volume, since time.Time,
 	}
 	changed, err = writeSet(t, got.result.Files, v.FSGroup != nil)
 	if err == nil {
+		if set := t.current(); changed {
+			time.AfterFunc(linger, func() { m.tidy(v.VolumeID, v.TargetPath, set) })
+		}
 		// What an earlier provider of the class kept is of no use any more.
 		err = m.kept.release(v.VolumeID, v.TargetPath, v.Provider)
 	}
 	return changed, m.inContext(v, err)
+}
+
+// tidy removes the files of before the change that brought a set, unless there was
+// another since.
+func (m *Manager) tidy(volumeID, target, set string) {
+	ctx := context.Background()
+	unlock, err := m.lock(ctx, volumeID, target)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if v := m.get(target); v == nil || v.VolumeID != volumeID {
+		return
+	}
+	t, err := openTree(target)
+	if err == nil {
+		defer t.close()
+		if t.current() != set {
+			return
+		}
+		_, _, err = tidy(t)
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "The files of before a change are left until the next", "volume", volumeID, "target", target)
+	}
 }
 
 // startWindow is how old an answer may be that a pod which starts shares with
@@ -592,7 +620,7 @@ func (m *Manager) recover(ctx context.Context, rec record) error {
 		return err
 	}
 	defer t.close()
-	current, _, err := tidy(t.root)
+	current, _, err := tidy(t)
 	if err != nil {
 		return err
 	}

@@ -198,8 +198,20 @@ func TestAVolumeLivesAndLeavesNothing(t *testing.T) {
 	if got := visible(t, r.TargetPath); got["a"] != "2" || got["b/c"] != "2" {
 		t.Errorf("got %v", got)
 	}
-	if u, err := f.Usage(r.VolumeID, r.TargetPath); err != nil || u.TotalBytes != class.DefaultVolumeSize || u.UsedBytes != 2*pageBytes {
-		t.Errorf("usage is %+v, %v", u, err)
+	used := func(want int64) bool {
+		u, err := f.Usage(r.VolumeID, r.TargetPath)
+		if err != nil || u.TotalBytes != class.DefaultVolumeSize {
+			t.Fatalf("usage is %+v, %v", u, err)
+		}
+		return u.UsedBytes == want
+	}
+	if !used(3 * pageBytes) {
+		t.Error("the files of before are gone at once")
+	}
+	for deadline := time.Now().Add(time.Minute); !used(2 * pageBytes); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the files of before are still there")
+		}
 	}
 	for range 2 { // the second time there is nothing left to do
 		if err := f.Unpublish(t.Context(), r.VolumeID, r.TargetPath); err != nil {

@@ -203,7 +203,7 @@ func TestWhatIsDueIsAsTheStoreHasIt(t *testing.T) {
 		}
 	}
 	note()
-	for step := range 2000 {
+	for step := range 300 {
 		for _, name := range names {
 			if rand.N(4) == 0 {
 				s.change(name)

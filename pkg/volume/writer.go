@@ -28,7 +28,8 @@ import (
 //	..changed                           when that was another set last, if the class asks for it
 //
 // A reader that opens NAME, or watches ..data, sees the whole old set or the
-// whole new one.
+// whole new one. Unlike with Kubernetes' own volumes, the old set stays for a while: who
+// has followed ..data to it, in one system call or by itself, still finds the files.
 const (
 	dataLink    = "..data"
 	dataNewLink = "..data_tmp"
@@ -37,6 +38,13 @@ const (
 	changedFile = "..changed"
 	// newEntryLink is a link on its way to replace an entry that is no link.
 	newEntryLink = "..entry_tmp"
+)
+
+const (
+	// linger is how long the old set stays, and leastLinger how long where the next
+	// change comes before that: it waits, for a volume has room for two sets.
+	linger      = time.Second
+	leastLinger = 50 * time.Millisecond
 )
 
 // pageBytes is the unit in which a tmpfs hands out space.
@@ -65,14 +73,16 @@ func setBytes(files []provider.File) int64 {
 // was. After it, t holds the new one; whatever could not be tidied by then, or
 // was cut short by a crash, the next writeSet or tidy completes.
 //
-//  1. What a crash left is removed. If the set is the same, nothing is written.
+//  1. The sets before this one are removed, with what a crash left. If the set is
+//     the same, nothing is written.
 //  2. The new set is written to a folder of its own.
 //  3. ..data is renamed over to it: from here on it is the volume's set.
 //  4. New entries get their links, entries that went lose theirs.
-//  5. The old set is removed.
+//
+// The old set is left to a later tidy.
 func writeSet(t *tree, files []provider.File, groupRead bool) (changed bool, err error) {
 	// Step 1.
-	current, present, err := tidy(t.root)
+	current, present, err := tidy(t)
 	if err != nil {
 		return false, err
 	}
@@ -82,12 +92,12 @@ func writeSet(t *tree, files []provider.File, groupRead bool) (changed bool, err
 			return false, err
 		}
 	}
-	return replaceSet(t, current, present, files, groupRead)
+	return replaceSet(t, present, files, groupRead)
 }
 
-// replaceSet does steps 2 to 5 of writeSet, for a root with these entries
+// replaceSet does steps 2 to 4 of writeSet, for a root with these entries
 // beside the volume's own.
-func replaceSet(t *tree, current string, present entrySet, files []provider.File, groupRead bool) (changed bool, err error) {
+func replaceSet(t *tree, present entrySet, files []provider.File, groupRead bool) (changed bool, err error) {
 	root := t.root
 	// Step 2.
 	next, err := makeSetFolder(root)
@@ -111,24 +121,24 @@ func replaceSet(t *tree, current string, present entrySet, files []provider.File
 	}
 	changed = true
 	// Step 4.
-	if err := linkEntries(root, topNames(files), present); err != nil {
-		return changed, err
-	}
-	// Step 5.
-	if current != "" {
-		if err := root.RemoveAll(current); err != nil {
-			return changed, fmt.Errorf("remove the old files: %w", err)
-		}
-	}
-	return changed, nil
+	return changed, linkEntries(root, topNames(files), present)
 }
 
-// tidy completes what a crash cut short: it removes every set but the current
-// one, whose name it returns, and half-made links, and makes the links of the
-// current set right. Without a current set the name is "" and whatever else
-// there is stays, which a provider of old may have written. It returns the
-// entries that are not the volume's own.
-func tidy(root *os.Root) (current string, present entrySet, err error) {
+// waitForReaders returns when the current set is old enough for that before it to be
+// removed. A clock that was set back does not make it wait for longer.
+func (t *tree) waitForReaders() {
+	if link, err := t.root.Lstat(dataLink); err == nil {
+		time.Sleep(min(leastLinger-time.Since(link.ModTime()), leastLinger))
+	}
+}
+
+// tidy removes every set but the current one, whose name it returns, when that is
+// old enough, and what a crash left, and makes the links of the current set right.
+// Without a current set the name is "" and whatever else there is stays, which a
+// provider of old may have written. It returns the entries that are not the volume's
+// own.
+func tidy(t *tree) (current string, present entrySet, err error) {
+	root := t.root
 	current, err = root.Readlink(dataLink)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", nil, fmt.Errorf("read the link to the current files: %w", err)
@@ -148,8 +158,9 @@ func tidy(root *os.Root) (current string, present entrySet, err error) {
 		case !strings.HasPrefix(name, ownPrefix):
 			present[name] = e
 		case name != dataLink && name != current && name != changedFile:
+			t.waitForReaders()
 			if err := root.RemoveAll(name); err != nil {
-				return "", nil, fmt.Errorf("remove what an interrupted write left: %w", err)
+				return "", nil, fmt.Errorf("remove the files of before: %w", err)
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -133,10 +134,57 @@ func TestWriteSetShowsJustTheSetThatItWasGiven(t *testing.T) {
 		if got := visible(t, dir); !maps.Equal(got, set) {
 			t.Errorf("set %d: got %v, want %v", i, got, set)
 		}
+		if _, _, err := tidy(tr); err != nil {
+			t.Fatal(err)
+		}
 		if names := own(t, dir); len(names) != 2 {
 			t.Errorf("set %d: the root holds %v, want ..data and one folder", i, names)
 		}
 	}
+}
+
+// A file that is in the old set and in the new one is never missing, however fast sets
+// follow each other, and who holds on to a set has it for a while.
+func TestNoFileIsMissingWhileSetsChange(t *testing.T) {
+	dir := t.TempDir()
+	tr := openDir(t, dir)
+	write := func(text string) {
+		if changed, err := writeSet(tr, files(map[string]string{"a/b": text, "c": text}), false); !changed || err != nil {
+			t.Error(changed, err)
+		}
+	}
+	write("first")
+	done := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for reads := 0; ; reads++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				for _, name := range []string{"a/b", "c"} {
+					if _, err := os.ReadFile(filepath.Join(dir, name)); err != nil {
+						t.Errorf("read %d: %v", reads, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for i := range 30 {
+		held, err := filepath.EvalSymlinks(filepath.Join(dir, dataLink))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(fmt.Sprint(i))
+		if _, err := os.ReadFile(filepath.Join(held, "c")); err != nil {
+			t.Errorf("right after a change: %v", err)
+		}
+	}
+	close(done)
+	readers.Wait()
 }
 
 func TestAnUnchangedSetIsNotWrittenAgain(t *testing.T) {
@@ -213,7 +261,7 @@ func TestWhatACrashLeftIsRemoved(t *testing.T) {
 	if err := os.Symlink(dataLink+"/nowhere", filepath.Join(dir, "dangling")); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := tidy(tr.root); err != nil {
+	if _, _, err := tidy(tr); err != nil {
 		t.Fatal(err)
 	}
 	if got := visible(t, dir); !maps.Equal(got, old) || len(own(t, dir)) != 2 {

@@ -90,23 +90,20 @@ func readGeneration(target string, wanted func(int) set) error {
 	})
 }
 
-// readInOrder reads files one after another through the entries of the root. A
-// later one must not be of an earlier generation.
+// readInOrder reads files one after another through the entries of the root. None may
+// be missing, and a later one must not be of an earlier generation.
 func readInOrder(target string, names ...string) error {
 	last := 0
 	for _, name := range names {
-		err := whileSwitching(target, func() error {
-			text, err := os.ReadFile(filepath.Join(target, name))
-			if err != nil {
-				return err
-			}
-			g, err := generationOf(string(text))
-			if err == nil && g < last {
-				err = fmt.Errorf("%s is of generation %d, and a file that was read before it of %d", name, g, last)
-			}
-			last = g
+		text, err := os.ReadFile(filepath.Join(target, name))
+		if err != nil {
 			return err
-		})
+		}
+		g, err := generationOf(string(text))
+		if err == nil && g < last {
+			err = fmt.Errorf("%s is of generation %d, and a file that was read before it of %d", name, g, last)
+		}
+		last = g
 		if err != nil {
 			return err
 		}
@@ -160,8 +157,15 @@ func refreshWhile(t *testing.T, last int, sets func(int) set, happens func(n *no
 	for g := 2; g <= last && !t.Failed(); g++ {
 		n.point(sets(g))
 		happens(n, g)
-		n.awaitSet(sets(g))
+		n.must(eventually(func() error { // the next may come while this one's is still there
+			_, s, err := readSet(n.target())
+			if err == nil && !s.equal(sets(g)) {
+				err = fmt.Errorf("the set is not generation %d: %v", g, s)
+			}
+			return err
+		}))
 	}
+	n.awaitSet(sets(last))
 	stop()
 	group.Wait()
 	n.must(n.stateMatches())
