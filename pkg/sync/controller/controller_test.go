@@ -269,9 +269,7 @@ func TestChangesAreFollowedAtOnce(t *testing.T) {
 	s.apply("secretproviderclasses", "db", `{"spec":{"parameters":{"path":"other"}}}`)
 	holds("pw", value+"-2")
 	eventually(t, "another hash", func() bool { return s.status("login").SyncHash != hash })
-	if got := v.last().Parameters["path"]; got != "other" {
-		t.Errorf("the store was asked for %q", got)
-	}
+	eventually(t, "a request for what the class has now", func() bool { return v.last().Parameters["path"] == "other" })
 
 	v.change(func() { v.files["password"] = value + "-3" })
 	s.apply("secretproviderclasses", "db", `{"metadata":{"annotations":{"`+class.RefreshAnnotation+`":"now"}}}`)
