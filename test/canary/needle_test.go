@@ -206,8 +206,8 @@ func TestSearchFindsFilesNamesAndProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 		harness.Eventually(t, "the shell runs", func() bool {
-			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", command.Process.Pid))
-			return err == nil && string(text) == "sh\n"
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", command.Process.Pid))
+			return err == nil && strings.HasPrefix(string(text), "sh\x00-c\x00sleep 60; ")
 		})
 		if hits := lookInProcess(t, command.Process.Pid); (len(hits) > 0) == (name == "no such thing") {
 			t.Errorf("%s: %v", name, hits)
