@@ -27,11 +27,21 @@ type Interval struct {
 	Noticed bool `json:"noticed,omitempty"`
 }
 
+// Kinds are the intervals of a class's objects, by how provider.Due names these objects.
+type Kinds map[time.Duration]time.Duration
+
+// Shortest returns the shortest interval, 0 for none.
+func (k Kinds) Shortest() time.Duration {
+	if len(k) == 0 {
+		return 0
+	}
+	return slices.Min(slices.Collect(maps.Values(k)))
+}
+
 // Kinds returns the intervals of the class's objects, given that of classes which
-// leave it to the driver, by how provider.Due names these objects; and whether those
-// are all.
-func (i Interval) Kinds(drivers time.Duration) (kinds map[time.Duration]time.Duration, all bool) {
-	kinds = map[time.Duration]time.Duration{}
+// leave it to the driver, and whether those are all.
+func (i Interval) Kinds(drivers time.Duration) (kinds Kinds, all bool) {
+	kinds = Kinds{}
 	for _, interval := range i.Own {
 		kinds[interval] = interval
 	}
@@ -51,10 +61,7 @@ func (i Interval) Kinds(drivers time.Duration) (kinds map[time.Duration]time.Dur
 // driver; 0 for none.
 func (i Interval) Of(drivers time.Duration) time.Duration {
 	kinds, _ := i.Kinds(drivers)
-	if len(kinds) == 0 {
-		return 0
-	}
-	return slices.Min(slices.Collect(maps.Values(kinds)))
+	return kinds.Shortest()
 }
 
 // RotationInterval returns how often the class's volumes are refreshed: as the

@@ -331,8 +331,7 @@ func (s *Scheduler) take() (e *entry, since time.Time, due provider.Due, wait ti
 func (s *Scheduler) spread(e *entry, ofClass class.Interval) {
 	g, now := s.groups[e.key], time.Now()
 	if kinds, all := ofClass.Kinds(s.driversOf(e, ofClass)); len(kinds) > 0 && !g.next.After(now) {
-		wait := float64(slices.Min(slices.Collect(maps.Values(kinds))))
-		g.at(now.Add(time.Duration((0.25+0.75*rand.Float64())*wait)), slices.Collect(maps.Keys(kinds)), kinds, all)
+		g.at(now.Add(time.Duration((0.25+0.75*rand.Float64())*float64(kinds.Shortest()))), slices.Collect(maps.Keys(kinds)), kinds, all)
 	}
 }
 
@@ -393,8 +392,8 @@ func (s *Scheduler) plan(e *entry, ofClass class.Interval, validUntil, refreshAt
 // give or take a tenth, together with those others for which no other time is nearer to
 // their own. kinds are the intervals, see class.Interval; all says that there are no
 // other objects.
-func (g *group) plan(kinds map[time.Duration]time.Duration, all bool) {
-	shortest := slices.Min(slices.Collect(maps.Values(kinds)))
+func (g *group) plan(kinds class.Kinds, all bool) {
+	shortest := kinds.Shortest()
 	if soon(g.next, time.Now(), shortest) {
 		return
 	}
@@ -411,7 +410,7 @@ func (g *group) plan(kinds map[time.Duration]time.Duration, all bool) {
 }
 
 // at has the group due at a time, with some kinds of its objects.
-func (g *group) at(next time.Time, objects provider.Due, kinds map[time.Duration]time.Duration, all bool) {
+func (g *group) at(next time.Time, objects provider.Due, kinds class.Kinds, all bool) {
 	slices.Sort(objects) // whoever asks for the same is to ask alike
 	g.next, g.objects = next, objects
 	if all && len(objects) == len(kinds) {

@@ -353,7 +353,8 @@ func (m *Manager) fill(ctx context.Context, t *tree, v *volume, since time.Time,
 	}
 	changed, err = writeSet(t, got.result.Files, v.FSGroup != nil)
 	if err == nil {
-		if set := t.current(); changed {
+		if changed {
+			set := t.current()
 			time.AfterFunc(linger, func() { m.tidy(v.VolumeID, v.TargetPath, set) })
 		}
 		// What an earlier provider of the class kept is of no use any more.

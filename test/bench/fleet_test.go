@@ -160,7 +160,7 @@ func newFleetNode(f *fleet) *fleetNode {
 }
 
 // Refresh implements rotation.Refresher.
-func (n *fleetNode) Refresh(ctx context.Context, target string, since time.Time, due provider.Due) (volume.Refreshed, error) {
+func (n *fleetNode) Refresh(ctx context.Context, target string, since time.Time, _ provider.Due) (volume.Refreshed, error) {
 	return volume.Refreshed{Provider: "store"}, n.fetch(ctx, target, since, false)
 }
 

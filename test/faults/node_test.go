@@ -381,20 +381,26 @@ func (n *node) look() view {
 	return v
 }
 
-// holds tells why the volume does not hold just this set, tidily, mounted once.
-func (n *node) holds(s set) error {
+// shows tells what a reader sees, and why that is not just this set, mounted once.
+func (n *node) shows(s set) (view, error) {
 	v, err := look(n.target(), s)
 	if err != nil {
-		return err
+		return v, err
 	}
 	if v.mounts != 1 {
-		return fmt.Errorf("there are %d mounts: %s", v.mounts, v)
+		return v, fmt.Errorf("there are %d mounts: %s", v.mounts, v)
 	}
-	shown, err := v.whole(s)
+	_, err = v.whole(s)
+	return v, err
+}
+
+// holds tells why the volume does not hold just this set, tidily, mounted once.
+func (n *node) holds(s set) error {
+	v, err := n.shows(s)
 	if err != nil {
 		return err
 	}
-	return v.tidy(shown)
+	return v.tidy(s)
 }
 
 // awaitSet waits until the volume holds just this set.

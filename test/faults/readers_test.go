@@ -157,11 +157,8 @@ func refreshWhile(t *testing.T, last int, sets func(int) set, happens func(n *no
 	for g := 2; g <= last && !t.Failed(); g++ {
 		n.point(sets(g))
 		happens(n, g)
-		n.must(eventually(func() error { // the next may come while this one's is still there
-			_, s, err := readSet(n.target())
-			if err == nil && !s.equal(sets(g)) {
-				err = fmt.Errorf("the set is not generation %d: %v", g, s)
-			}
+		n.must(eventually(func() error { // the next may come while the old set is still there
+			_, err := n.shows(sets(g))
 			return err
 		}))
 	}
