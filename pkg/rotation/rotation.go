@@ -29,8 +29,8 @@ const (
 	// most of these retries ask nobody.
 	firstRetry = 5 * time.Second
 	lastRetry  = 25 * time.Second
-	// lastChance is the least wait after a failure before files that end soon are
-	// fetched again.
+	// lastChance is the least wait before files that end soon, or that could not be
+	// refreshed and do, are fetched again.
 	lastChance = time.Second
 	// watchRetry is the wait before a source that could not be watched is tried
 	// again.
@@ -376,13 +376,24 @@ func (s *Scheduler) plan(e *entry, ofClass class.Interval, validUntil, refreshAt
 		g.plan(kinds, all)
 		due, objects = g.next, g.objects
 	}
-	if !validUntil.IsZero() {
-		if early := now.Add(jitter(validUntil.Sub(now) * 2 / 3)); early.Before(due) {
-			due, objects = early, nil
+	early := func(at time.Time) {
+		if at.Before(due) {
+			due, objects = at, nil
 		}
 	}
-	if !refreshAt.IsZero() && refreshAt.Before(due) {
-		due, objects = refreshAt, nil
+	switch left := validUntil.Sub(now); {
+	case validUntil.IsZero():
+	case left <= 0: // as where clocks differ; the next will be over when it comes, too
+		early(now.Add(jitter(lastRetry)))
+	default:
+		early(now.Add(max(jitter(left*2/3), lastChance)))
+	}
+	switch {
+	case refreshAt.IsZero():
+	case refreshAt.After(now):
+		early(refreshAt)
+	default:
+		early(now.Add(lastChance))
 	}
 	s.schedule(e, due)
 	e.objects = objects

@@ -28,7 +28,7 @@ type world struct {
 	err          error
 	busy         time.Duration
 	due          []provider.Due
-	valid        time.Duration // how long what a refresh brings is valid; 0 for no bound
+	valid        time.Duration // how long what a refresh brings is valid, less than 0 for not any more; 0 for no bound
 	wanted       time.Duration // when the provider wants to be asked again; 0 for whenever
 	interval     class.Interval
 	classChanged func(class.Ref)
@@ -60,10 +60,10 @@ func (w *world) Refresh(ctx context.Context, target string, since time.Time, due
 		sleep(ctx, busy)
 	}
 	done := volume.Refreshed{Changed: true, Interval: interval}
-	if valid > 0 {
+	if valid != 0 {
 		done.ValidUntil = time.Now().Add(valid)
 	}
-	if wanted > 0 {
+	if wanted != 0 {
 		done.RefreshAt = time.Now().Add(wanted)
 	}
 	return done, err
@@ -381,6 +381,49 @@ func TestWhatEndsSoonIsTriedAgainMoreOften(t *testing.T) {
 		}
 		if len(times) < 8 {
 			t.Errorf("tried %d times in 20 s", len(times))
+		}
+	})
+}
+
+// The clocks of node and store may differ by more than what the store gives lasts:
+// that is no reason to ask without a pause.
+func TestWhatIsOverWhenItComesIsNotAskedForAllTheTime(t *testing.T) {
+	for name, tc := range map[string]struct {
+		valid, wanted time.Duration
+		least, most   int // refreshes in ten minutes
+	}{
+		"over":               {-time.Minute, 0, 20, 30},
+		"over just now":      {-time.Nanosecond, 0, 20, 30},
+		"over soon":          {10 * time.Millisecond, 0, 20, 600},
+		"wanted in the past": {0, -time.Minute, 300, 600},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, false, time.Hour, func(w *world, s *Scheduler) {
+				w.valid, w.wanted = tc.valid, tc.wanted
+				v := info
+				v.RefreshAt = time.Now()
+				s.Published(v)
+				time.Sleep(10 * time.Minute)
+				synctest.Wait()
+				if n := len(w.times()); n < tc.least || n > tc.most {
+					t.Errorf("refreshed %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// Whatever else there is to refresh, what is due soon is not put off by it.
+func TestWhatIsDueSoonIsNotPutOff(t *testing.T) {
+	run(t, false, time.Hour, func(w *world, s *Scheduler) {
+		w.valid, w.wanted = time.Minute, 300*time.Millisecond
+		s.Published(info)
+		s.RefreshClass(info.Class)
+		synctest.Wait()
+		time.Sleep(300 * time.Millisecond)
+		synctest.Wait()
+		if times := w.times(); !slices.Equal(times, []time.Duration{0, 300 * time.Millisecond}) {
+			t.Errorf("refreshed at %v", times)
 		}
 	})
 }

@@ -23,6 +23,7 @@ func TestWhateverCanBeReadFromVaultCanBeMounted(t *testing.T) {
 	w := newWorld(t)
 	must(t, w.Policy("app", readAll), w.EnableKV1("kv1"), w.EnableKV2("secret"), w.EnablePKI("pki", "web"), w.EnableTransit("transit", "key"))
 	put(t, w, "kv1/db", map[string]any{"user": "app", "port": 5432, "hosts": []string{"a", "b"}, "bytes": "AAH/"})
+	put(t, w, "kv1/tls", map[string]any{"certificate": string(w.CA()), "note": "first"}) // it has an end, and may change before
 	put(t, w, "secret/data/db", map[string]any{"data": map[string]any{"password": "first<1>"}})
 	put(t, w, "secret/data/db", map[string]any{"data": map[string]any{"password": "second<2>", "config": `{"a":{"b":"deep"}}`}})
 	w.start(t)
@@ -31,6 +32,8 @@ func TestWhateverCanBeReadFromVaultCanBeMounted(t *testing.T) {
 - {objectName: port, secretPath: /v1/kv1/db, secretKey: port}
 - {objectName: hosts, secretPath: v1/kv1/db, secretKey: hosts}
 - {objectName: bytes, secretPath: kv1/db, secretKey: bytes, encoding: base64}
+- {objectName: stored.crt, secretPath: kv1/tls, secretKey: certificate}
+- {objectName: note, secretPath: kv1/tls, secretKey: note}
 - {objectName: db/password, secretPath: secret/data/db, secretKey: password}
 - {objectName: db/pinned, secretPath: "secret/data/db?version=1", secretKey: password}
 - {objectName: deep, secretPath: secret/data/db, secretKey: config, extractJSONKey: /a/b}
@@ -48,7 +51,7 @@ func TestWhateverCanBeReadFromVaultCanBeMounted(t *testing.T) {
 	w.publish(t, v)
 	first := w.files(t, v)
 	wantFiles(t, first, map[string]string{
-		"user": "app", "port": "5432", "hosts": `["a","b"]`, "bytes": "\x00\x01\xff", "db/password": "second<2>", "db/pinned": "first<1>", "deep": "deep",
+		"user": "app", "port": "5432", "stored.crt": string(w.CA()), "note": "first", "hosts": `["a","b"]`, "bytes": "\x00\x01\xff", "db/password": "second<2>", "db/pinned": "first<1>", "deep": "deep",
 		"whole": `~"lease_id":"","lease_duration":0,"renewable":false,"data":{"data":{"config":"{\"a\":{\"b\":\"deep\"}}","password":"second\u003c2\u003e"}`,
 		"data":  `{"config":"{\"a\":{\"b\":\"deep\"}}","password":"second\u003c2\u003e"}`, "each/password": "second<2>", "each/config": `{"a":{"b":"deep"}}`,
 		"one.crt": "~BEGIN CERTIFICATE", "one.key": "~PRIVATE KEY", "two.crt": "~BEGIN CERTIFICATE", "cipher": "~vault:v1:",
@@ -82,8 +85,11 @@ func TestWhateverCanBeReadFromVaultCanBeMounted(t *testing.T) {
 	}
 	issued := w.asked(t, "update pki/issue/web")
 	put(t, w, "secret/data/db", map[string]any{"data": map[string]any{"password": "third", "config": `{"a":{"b":"deep"}}`}})
+	put(t, w, "kv1/tls", map[string]any{"certificate": string(w.CA()), "note": "second"})
 	w.node.AddClass(t, "touched", "vault", map[string]string{}) // any change of classes
-	w.refresh(t, v, "all", func(files map[string]string) bool { return files["db/password"] == "third" })
+	w.refresh(t, v, "all", func(files map[string]string) bool {
+		return files["db/password"] == "third" && files["note"] == "second"
+	})
 	second := w.files(t, v)
 	if second["one.crt"] != first["one.crt"] || w.asked(t, "update pki/issue/web") != issued {
 		t.Error("a refresh made another certificate")

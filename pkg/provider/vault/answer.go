@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -118,10 +119,15 @@ func (a *answer) version() string {
 	return ""
 }
 
-// expires returns when what the answer holds ends by itself, without a lease: a
-// certificate, a token of a cloud. Zero where it does not.
-func (a *answer) expires(now time.Time) time.Time {
+// expires returns when what the answer to a request of that method holds ends by
+// itself, without a lease: a certificate, a token of a cloud. Zero where it does not.
+// What GET brings is stored there, and may change before its end; but for the tokens
+// of the engine gcp, which GET makes.
+func (a *answer) expires(method string, now time.Time) time.Time {
 	data := members(a.Data)
+	if _, made := data["token_ttl"]; method == http.MethodGet && !made {
+		return time.Time{}
+	}
 	var certificate string
 	if json.Unmarshal(data["certificate"], &certificate) == nil {
 		if block, _ := pem.Decode([]byte(certificate)); block != nil {

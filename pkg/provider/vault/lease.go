@@ -33,6 +33,9 @@ import (
 // retryRevoke is the wait before what could not be revoked is tried again.
 const retryRevoke = 30 * time.Second
 
+// retryOver is the wait before something is made anew that was over when it came.
+const retryOver = 30 * time.Second
+
 // loginKey names the way to log in, in what is kept.
 func (d *params) loginKey() string { return hex.EncodeToString([]byte(d.sessionKey("")))[:32] }
 
@@ -102,7 +105,7 @@ func (f *fetching) keepAnswer(r request, a *answer, body []byte, mine *token, ow
 	made := got{answer: a, version: a.version()}
 	var compact bytes.Buffer
 	_ = json.Compact(&compact, body) // it was parsed before
-	switch ends := a.expires(now); {
+	switch ends := a.expires(r.method, now); {
 	case a.LeaseID != "":
 		duration := time.Duration(a.LeaseDuration) * time.Second
 		made.issued = &issued{LeaseID: a.LeaseID, Lease: duration, Renews: a.Renewable}
@@ -331,7 +334,7 @@ func (f *fetching) times(answers []got) (validUntil, refreshAt time.Time) {
 		}
 		sooner(&refreshAt, over)
 	}
-	if !refreshAt.IsZero() && refreshAt.Before(now.Add(time.Second)) {
+	if !refreshAt.IsZero() && !refreshAt.After(now) {
 		refreshAt = now.Add(time.Second)
 	}
 	return validUntil, refreshAt

@@ -61,10 +61,16 @@ type span struct {
 }
 
 // lasting returns the span of something that is valid for ttl from now on. It is
-// due at 0.6 to two thirds of that, so that volumes do not go in step.
+// due at 0.6 to two thirds of that, so that volumes do not go in step, and not within
+// the next second. What is over already, as where clocks differ, is due in a while:
+// the next would be over, too.
 func lasting(now time.Time, ttl time.Duration) span {
 	part := 0.6 + mathrand.Float64()*(2.0/3-0.6)
-	return span{now, now.Add(ttl), now.Add(time.Duration(math.Round(float64(ttl) * part)))}
+	wait := max(time.Duration(math.Round(float64(ttl)*part)), time.Second)
+	if ttl <= 0 {
+		wait = retryOver
+	}
+	return span{now, now.Add(ttl), now.Add(wait)}
 }
 
 func (s span) due(now time.Time) bool  { return !now.Before(s.Due) }

@@ -2,10 +2,15 @@ package vault
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -531,6 +536,109 @@ func TestAPathThatBeginsToLeaseIsAskedWithATokenOfTheVolumesOwn(t *testing.T) {
 	}
 }
 
+// What is made for the volume is made again when it is due, and not before; what is
+// stored is read at each refresh, whatever it looks like.
+func TestAnswersThatEndAreMadeAnewWhenTheyAreDue(t *testing.T) {
+	pemUntil := func(end time.Time) string {
+		_, key, err := ed25519.GenerateKey(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.CreateCertificate(nil, &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: end}, &x509.Certificate{}, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	certificate := func(life time.Duration) map[string]any {
+		return map[string]any{"certificate": pemUntil(time.Now().Add(life)), "expiration": time.Now().Add(life).Unix()}
+	}
+	token := map[string]any{"certificate": "none", "token": "t", "token_ttl": 3599, "expires_at_seconds": time.Now().Add(time.Hour).Unix()}
+	for name, tc := range map[string]struct {
+		method string
+		data   map[string]any
+		due    []time.Duration // from now on, at least and at most; nil where it is read at each refresh
+	}{
+		"a certificate is issued":            {"PUT", certificate(time.Hour), []time.Duration{35 * time.Minute, 40 * time.Minute}},
+		"and signed":                         {"POST", certificate(time.Hour), []time.Duration{35 * time.Minute, 40 * time.Minute}},
+		"and is over when it comes":          {"PUT", certificate(-time.Hour), []time.Duration{20 * time.Second, retryOver}},
+		"a certificate is stored":            {"GET", certificate(time.Hour), nil},
+		"and is over":                        {"GET", certificate(-time.Hour), nil},
+		"a token of the engine gcp is made":  {"GET", token, []time.Duration{35 * time.Minute, 40 * time.Minute}},
+		"a number is stored like its answer": {"GET", map[string]any{"certificate": "none", "expires_at_seconds": time.Now().Add(time.Hour).Unix()}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStandIn(t)
+			s.answer(tc.method+" thing", func(w http.ResponseWriter, _ *http.Request) {
+				if err := json.NewEncoder(w).Encode(map[string]any{"data": tc.data}); err != nil {
+					t.Error(err)
+				}
+			})
+			p := New(Vault, s.defaults())
+			v := s.volume("web", "web", "- {objectName: a, secretPath: thing, secretKey: certificate, method: "+tc.method+"}")
+			_, r, err := v.fetch(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wait := time.Until(r.RefreshAt)
+			switch {
+			case tc.due == nil:
+				if !r.RefreshAt.IsZero() || !r.ValidUntil.IsZero() {
+					t.Errorf("it is due in %v, and over at %v", wait, r.ValidUntil)
+				}
+			case wait < tc.due[0] || wait > tc.due[1]:
+				t.Errorf("it is due in %v", wait)
+			}
+			if _, _, err := v.fetch(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			want := 2
+			if time.Now().Before(r.ValidUntil) {
+				want = 1
+			}
+			if n := s.count(tc.method + " thing"); n != want {
+				t.Errorf("two refreshes asked %d times, want %d", n, want)
+			}
+		})
+	}
+}
+
+func TestNothingIsDueAtOnce(t *testing.T) {
+	now := time.Now()
+	for ttl, due := range map[time.Duration][2]time.Duration{
+		time.Hour: {36 * time.Minute, 40 * time.Minute}, 2 * time.Second: {1200 * time.Millisecond, 1334 * time.Millisecond},
+		time.Second: {time.Second, time.Second}, time.Nanosecond: {time.Second, time.Second}, 0: {retryOver, retryOver}, -time.Hour: {retryOver, retryOver},
+	} {
+		if s := lasting(now, ttl); s.Due.Before(now.Add(due[0])) || s.Due.After(now.Add(due[1])) || !s.Ends.Equal(now.Add(ttl)) {
+			t.Errorf("what lasts %v is due after %v and ends after %v", ttl, s.Due.Sub(now), s.Ends.Sub(now))
+		}
+	}
+}
+
+// A refresh just before something is due does not put that off.
+func TestARefreshDoesNotPutOffWhatIsDueSoon(t *testing.T) {
+	s := newStandIn(t)
+	s.answer("GET creds", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"lease_id":"l/1","lease_duration":3600,"renewable":false,"data":{"username":"u"}}`)
+	})
+	p, v := New(Vault, s.defaults()), s.volume("web", "web", "- {objectName: u, secretPath: creds, secretKey: username}")
+	if _, _, err := v.fetch(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := loadState(v.kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon := time.Now().Add(500 * time.Millisecond).Round(0)
+	kept.Answers[0].Due = soon
+	if err := kept.save(v.Keep); err != nil {
+		t.Fatal(err)
+	}
+	if _, r, err := v.fetch(t.Context(), p); err != nil || r.RefreshAt.After(soon) {
+		t.Errorf("what is due at %v is due at %v, %v", soon, r.RefreshAt, err)
+	}
+}
+
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(kv("x", 1)), "a")
 	f.Add([]byte(`{"data":{"certificate":"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----","expiration":"99999999999"}}`), "certificate")
@@ -541,7 +649,7 @@ func FuzzAnswer(f *testing.F) {
 			return
 		}
 		now := time.Now()
-		_, _, _ = a.version(), a.expires(now), a.rotates(now)
+		_, _, _ = a.version(), a.expires("PUT", now), a.rotates(now)
 		for _, o := range []object{{key: key}, {all: true}, {}} {
 			o.Object = provider.Object{Name: "o", Path: "o", Mode: 0o600}
 			files, err := o.files(a, provider.Request{})
