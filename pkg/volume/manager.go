@@ -58,6 +58,8 @@ type Manager struct {
 	annotations, accountAnnotations func(ctx context.Context, pod provider.Pod) (map[string]string, error)
 
 	locks locks
+	// lingering are the sets that a tidy is still to remove.
+	lingering sync.WaitGroup
 
 	mu       sync.RWMutex
 	byTarget map[string]*volume
@@ -127,8 +129,13 @@ func (m *Manager) Run(ctx context.Context) { m.kept.run(ctx, m.fetcher.Release) 
 // back yet.
 func (m *Manager) Releasing() int { return m.kept.pending() }
 
-// Close gives up the state folder. The volumes stay mounted.
-func (m *Manager) Close() error { return errors.Join(m.kept.close(), m.records.close()) }
+// Close waits until no files of before a change are left, for about a second, and
+// gives up the state folder. The volumes stay mounted. Nothing else is called while it
+// runs, nor after it.
+func (m *Manager) Close() error {
+	m.lingering.Wait()
+	return errors.Join(m.kept.close(), m.records.close())
+}
 
 // NoSwap reports whether this kernel keeps volumes out of swap.
 func (m *Manager) NoSwap() bool { return m.noswap }
@@ -355,7 +362,11 @@ func (m *Manager) fill(ctx context.Context, t *tree, v *volume, since time.Time,
 	if err == nil {
 		if changed {
 			set := t.current()
-			time.AfterFunc(linger, func() { m.tidy(v.VolumeID, v.TargetPath, set) })
+			m.lingering.Add(1)
+			time.AfterFunc(linger, func() {
+				defer m.lingering.Done()
+				m.tidy(v.VolumeID, v.TargetPath, set)
+			})
 		}
 		// What an earlier provider of the class kept is of no use any more.
 		err = m.kept.release(v.VolumeID, v.TargetPath, v.Provider)

@@ -263,6 +263,28 @@ func TestARepeatedPublishBringsCredentialsAndAsksNoStore(t *testing.T) {
 	}
 }
 
+func TestAManagerThatEndsLeavesNothingOfBeforeAChange(t *testing.T) {
+	f := newFixture(t)
+	r := f.request("web")
+	if err := f.Publish(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	f.set(map[string]string{"a": "2"}, nil)
+	if done, err := f.Refresh(t.Context(), r.TargetPath, time.Now(), nil); err != nil || !done.Changed {
+		t.Fatalf("got %v, %v", done, err)
+	}
+	if err := f.Manager.Close(); err != nil {
+		t.Fatal(err)
+	}
+	copies, err := filepath.Glob(filepath.Join(r.TargetPath, "..*", "a"))
+	if err != nil || len(copies) != 2 { // through ..data, and in its set
+		t.Errorf("left are %q, %v", copies, err)
+	}
+	if got := visible(t, r.TargetPath); got["a"] != "2" {
+		t.Errorf("got %v", got)
+	}
+}
+
 func TestAFailedRefreshKeepsTheFilesAndSaysWhy(t *testing.T) {
 	f := newFixture(t)
 	r := f.request("web")
