@@ -211,10 +211,11 @@ type Result struct {
 	// InScratch says that the files are those of Request.Scratch; Files is empty.
 	InScratch bool
 	// ValidUntil is when the set must have been fetched anew; zero for no bound.
-	// A refresh is planned at two thirds of the time until then.
+	// A refresh is planned at two thirds of the time until then, and in about half a
+	// minute where it is over.
 	ValidUntil time.Time
 	// RefreshAt is when the provider wants to be asked again at the latest, with
-	// all jitter in it; zero for whenever.
+	// all jitter in it; zero for whenever. The past stands for a second from now on.
 	RefreshAt time.Time
 	// SealedAt is zero, but for an answer that was kept sealed and is used because
 	// the store gives none: it is from that time on. Package fetch sets it.
