@@ -152,7 +152,7 @@ func (s *Scheduler) Published(v volume.Info) {
 		g.volumes++
 		s.watch(sourceOf(e.class))
 		s.watch(watched{e.key, true})
-		s.plan(e, v.Interval, v.ValidUntil, v.RefreshAt)
+		s.plan(e, v.Interval, v.ValidUntil, v.RefreshAt, 0, 0) // an earlier driver may have fetched it long ago
 	}
 	if v.LastError != nil || v.Waiting {
 		s.schedule(e, time.Now()) // perhaps the new credentials help
@@ -277,7 +277,7 @@ func (s *Scheduler) refresh(ctx context.Context, volumes Refresher, e *entry, si
 			s.spread(e, done.Interval) // those that failed together come together
 		}
 		e.failures = 0
-		s.plan(e, done.Interval, done.ValidUntil, done.RefreshAt)
+		s.plan(e, done.Interval, done.ValidUntil, done.RefreshAt, lastChance, jitter(lastRetry))
 	default:
 		wait := min(firstRetry<<min(e.failures, 10), lastRetry)
 		if interval := s.intervalOf(e, done.Interval); interval > 0 {
@@ -365,10 +365,11 @@ func (s *Scheduler) intervalOf(e *entry, ofClass class.Interval) time.Duration {
 	return ofClass.Of(s.driversOf(e, ofClass))
 }
 
-// plan schedules a volume that was fetched just now, given its class's interval,
-// until when its files are valid, and when its provider wants to be asked again.
-// Callers hold s.mu.
-func (s *Scheduler) plan(e *entry, ofClass class.Interval, validUntil, refreshAt time.Time) {
+// plan schedules a volume, given its class's interval, until when its files are valid,
+// and when its provider wants to be asked again: that is after least, and after over
+// where they are not valid any more. What was so when it came, as where the clocks of
+// node and store differ, would be so again. Callers hold s.mu.
+func (s *Scheduler) plan(e *entry, ofClass class.Interval, validUntil, refreshAt time.Time, least, over time.Duration) {
 	now := time.Now()
 	due, objects := now.Add(never), provider.Due(nil)
 	if kinds, all := ofClass.Kinds(s.driversOf(e, ofClass)); len(kinds) > 0 {
@@ -383,17 +384,17 @@ func (s *Scheduler) plan(e *entry, ofClass class.Interval, validUntil, refreshAt
 	}
 	switch left := validUntil.Sub(now); {
 	case validUntil.IsZero():
-	case left <= 0: // as where clocks differ; the next will be over when it comes, too
-		early(now.Add(jitter(lastRetry)))
+	case left > 0:
+		early(now.Add(max(jitter(left*2/3), least)))
 	default:
-		early(now.Add(max(jitter(left*2/3), lastChance)))
+		early(now.Add(over))
 	}
 	switch {
 	case refreshAt.IsZero():
 	case refreshAt.After(now):
 		early(refreshAt)
 	default:
-		early(now.Add(lastChance))
+		early(now.Add(least))
 	}
 	s.schedule(e, due)
 	e.objects = objects

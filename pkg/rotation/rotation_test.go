@@ -394,8 +394,8 @@ func TestWhatIsOverWhenItComesIsNotAskedForAllTheTime(t *testing.T) {
 	}{
 		"over":               {-time.Minute, 0, 20, 30},
 		"over just now":      {-time.Nanosecond, 0, 20, 30},
-		"over soon":          {10 * time.Millisecond, 0, 20, 600},
-		"wanted in the past": {0, -time.Minute, 300, 600},
+		"over soon":          {10 * time.Millisecond, 0, 20, 601},
+		"wanted in the past": {0, -time.Minute, 300, 601},
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, false, time.Hour, func(w *world, s *Scheduler) {
@@ -407,6 +407,23 @@ func TestWhatIsOverWhenItComesIsNotAskedForAllTheTime(t *testing.T) {
 				synctest.Wait()
 				if n := len(w.times()); n < tc.least || n > tc.most {
 					t.Errorf("refreshed %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// A driver that comes late finds files that were due, or are over: it loses no time, as
+// it may be killed again.
+func TestWhatBecameDueWhileNoDriverRanIsRefreshedAtOnce(t *testing.T) {
+	for name, v := range map[string]volume.Info{"due": {RefreshAt: time.Unix(1, 0)}, "over": {ValidUntil: time.Unix(1, 0)}} {
+		t.Run(name, func(t *testing.T) {
+			run(t, false, time.Hour, func(w *world, s *Scheduler) {
+				v.TargetPath, v.Class = info.TargetPath, info.Class
+				s.Published(v)
+				synctest.Wait()
+				if times := w.times(); !slices.Equal(times, []time.Duration{0}) {
+					t.Errorf("refreshed at %v", times)
 				}
 			})
 		})
