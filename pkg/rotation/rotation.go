@@ -29,8 +29,8 @@ const (
 	// most of these retries ask nobody.
 	firstRetry = 5 * time.Second
 	lastRetry  = 25 * time.Second
-	// lastChance is the least wait before files that end soon, or that could not be
-	// refreshed and do, are fetched again.
+	// lastChance is the least wait after a refresh, failed or not, before files that
+	// end soon are fetched again.
 	lastChance = time.Second
 	// watchRetry is the wait before a source that could not be watched is tried
 	// again.
@@ -366,9 +366,10 @@ func (s *Scheduler) intervalOf(e *entry, ofClass class.Interval) time.Duration {
 }
 
 // plan schedules a volume, given its class's interval, until when its files are valid,
-// and when its provider wants to be asked again: that is after least, and after over
-// where they are not valid any more. What was so when it came, as where the clocks of
-// node and store differ, would be so again. Callers hold s.mu.
+// and when its provider wants to be asked again. Where one of these is past, or nearly,
+// it waits for least, or for over where the files are not valid any more: what was past
+// when it came, as where the clocks of node and store differ, would be so again. Callers
+// hold s.mu.
 func (s *Scheduler) plan(e *entry, ofClass class.Interval, validUntil, refreshAt time.Time, least, over time.Duration) {
 	now := time.Now()
 	due, objects := now.Add(never), provider.Due(nil)

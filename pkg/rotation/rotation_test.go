@@ -29,7 +29,7 @@ type world struct {
 	busy         time.Duration
 	due          []provider.Due
 	valid        time.Duration // how long what a refresh brings is valid, less than 0 for not any more; 0 for no bound
-	wanted       time.Duration // when the provider wants to be asked again; 0 for whenever
+	wanted       time.Duration // when the provider wants to be asked again, less than 0 for in the past; 0 for whenever
 	interval     class.Interval
 	classChanged func(class.Ref)
 	changed      func()

@@ -173,6 +173,19 @@ func (v *volume) fetch(ctx context.Context, p *Provider) (map[string]string, pro
 	return files, r, nil
 }
 
+// setDue sets when the first of the answers that the volume keeps is due.
+func (v *volume) setDue(t *testing.T, at time.Time) {
+	t.Helper()
+	kept, err := loadState(v.kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept.Answers[0].Due = at
+	if err := kept.save(v.Keep); err != nil {
+		t.Fatal(err)
+	}
+}
+
 const oneSecret = "- {objectName: a, secretPath: secret/data/app, secretKey: a}"
 
 func kv(value string, version int) string {

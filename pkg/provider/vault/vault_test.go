@@ -424,14 +424,7 @@ func TestWhatARenewalAnswers(t *testing.T) {
 			if _, _, err := v.fetch(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
-			kept, err := loadState(v.kept)
-			if err != nil {
-				t.Fatal(err)
-			}
-			kept.Answers[0].Due = time.Now() // two thirds of an hour later
-			if err := kept.save(v.Keep); err != nil {
-				t.Fatal(err)
-			}
+			v.setDue(t, time.Now()) // two thirds of an hour later
 			files, r, err := v.fetch(t.Context(), p)
 			if (err != nil) != (tc.says != "") || err != nil && !strings.Contains(err.Error(), tc.says) {
 				t.Fatalf("got %v, want it to say %q", err, tc.says)
@@ -539,19 +532,17 @@ func TestAPathThatBeginsToLeaseIsAskedWithATokenOfTheVolumesOwn(t *testing.T) {
 // What is made for the volume is made again when it is due, and not before; what is
 // stored is read at each refresh, whatever it looks like.
 func TestAnswersThatEndAreMadeAnewWhenTheyAreDue(t *testing.T) {
-	pemUntil := func(end time.Time) string {
-		_, key, err := ed25519.GenerateKey(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := func(life time.Duration) map[string]any {
+		end := time.Now().Add(life)
 		der, err := x509.CreateCertificate(nil, &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: end}, &x509.Certificate{}, key.Public(), key)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	}
-	certificate := func(life time.Duration) map[string]any {
-		return map[string]any{"certificate": pemUntil(time.Now().Add(life)), "expiration": time.Now().Add(life).Unix()}
+		return map[string]any{"certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), "expiration": end.Unix()}
 	}
 	token := map[string]any{"certificate": "none", "token": "t", "token_ttl": 3599, "expires_at_seconds": time.Now().Add(time.Hour).Unix()}
 	for name, tc := range map[string]struct {
@@ -559,13 +550,13 @@ func TestAnswersThatEndAreMadeAnewWhenTheyAreDue(t *testing.T) {
 		data   map[string]any
 		due    []time.Duration // from now on, at least and at most; nil where it is read at each refresh
 	}{
-		"a certificate is issued":            {"PUT", certificate(time.Hour), []time.Duration{35 * time.Minute, 40 * time.Minute}},
-		"and signed":                         {"POST", certificate(time.Hour), []time.Duration{35 * time.Minute, 40 * time.Minute}},
-		"and is over when it comes":          {"PUT", certificate(-time.Hour), []time.Duration{20 * time.Second, retryOver}},
-		"a certificate is stored":            {"GET", certificate(time.Hour), nil},
-		"and is over":                        {"GET", certificate(-time.Hour), nil},
-		"a token of the engine gcp is made":  {"GET", token, []time.Duration{35 * time.Minute, 40 * time.Minute}},
-		"a number is stored like its answer": {"GET", map[string]any{"certificate": "none", "expires_at_seconds": time.Now().Add(time.Hour).Unix()}, nil},
+		"a certificate is issued":           {"PUT", certificate(time.Hour), []time.Duration{35 * time.Minute, 40 * time.Minute}},
+		"and signed":                        {"POST", certificate(time.Hour), []time.Duration{35 * time.Minute, 40 * time.Minute}},
+		"and is over when it comes":         {"PUT", certificate(-time.Hour), []time.Duration{20 * time.Second, retryOver}},
+		"a certificate is stored":           {"GET", certificate(time.Hour), nil},
+		"and is over":                       {"GET", certificate(-time.Hour), nil},
+		"a token of the engine gcp is made": {"GET", token, []time.Duration{35 * time.Minute, 40 * time.Minute}},
+		"a number of that name is stored":   {"GET", map[string]any{"certificate": "none", "expires_at_seconds": time.Now().Add(time.Hour).Unix()}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStandIn(t)
@@ -625,15 +616,8 @@ func TestARefreshDoesNotPutOffWhatIsDueSoon(t *testing.T) {
 	if _, _, err := v.fetch(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := loadState(v.kept)
-	if err != nil {
-		t.Fatal(err)
-	}
 	soon := time.Now().Add(500 * time.Millisecond).Round(0)
-	kept.Answers[0].Due = soon
-	if err := kept.save(v.Keep); err != nil {
-		t.Fatal(err)
-	}
+	v.setDue(t, soon)
 	if _, r, err := v.fetch(t.Context(), p); err != nil || r.RefreshAt.After(soon) {
 		t.Errorf("what is due at %v is due at %v, %v", soon, r.RefreshAt, err)
 	}
