@@ -173,14 +173,14 @@ func (v *volume) fetch(ctx context.Context, p *Provider) (map[string]string, pro
 	return files, r, nil
 }
 
-// setDue sets when the first of the answers that the volume keeps is due.
-func (v *volume) setDue(t *testing.T, at time.Time) {
+// change changes what the volume keeps.
+func (v *volume) change(t *testing.T, change func(*state)) {
 	t.Helper()
 	kept, err := loadState(v.kept)
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept.Answers[0].Due = at
+	change(kept)
 	if err := kept.save(v.Keep); err != nil {
 		t.Fatal(err)
 	}

@@ -424,7 +424,7 @@ func TestWhatARenewalAnswers(t *testing.T) {
 			if _, _, err := v.fetch(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
-			v.setDue(t, time.Now()) // two thirds of an hour later
+			v.change(t, func(s *state) { s.Answers[0].Due = time.Now() }) // two thirds of an hour later
 			files, r, err := v.fetch(t.Context(), p)
 			if (err != nil) != (tc.says != "") || err != nil && !strings.Contains(err.Error(), tc.says) {
 				t.Fatalf("got %v, want it to say %q", err, tc.says)
@@ -467,16 +467,6 @@ func TestAReplacedLeaseIsRevokedAfterTheOverlap(t *testing.T) {
 				}
 			})
 			p, v := New(Vault, s.defaults()), s.volume("web", "web", "- {objectName: u, secretPath: creds, secretKey: username}", "leaseOverlap", "1h")
-			change := func(change func(*state)) {
-				kept, err := loadState(v.kept)
-				if err != nil {
-					t.Fatal(err)
-				}
-				change(kept)
-				if err := kept.save(v.Keep); err != nil {
-					t.Fatal(err)
-				}
-			}
 			fetch := func(want string, revoked int) {
 				t.Helper()
 				files, _, err := v.fetch(t.Context(), p)
@@ -491,10 +481,10 @@ func TestAReplacedLeaseIsRevokedAfterTheOverlap(t *testing.T) {
 				}
 			}
 			fetch("u1", 0)
-			change(func(s *state) { s.Answers[0].Due = time.Now() })
+			v.change(t, func(s *state) { s.Answers[0].Due = time.Now() })
 			fetch("u2", 0)
 			fetch("u2", 0) // mounted, within the overlap
-			change(func(s *state) { s.Answers[0].Superseded = time.Now().Add(-2 * time.Hour) })
+			v.change(t, func(s *state) { s.Answers[0].Superseded = time.Now().Add(-2 * time.Hour) })
 			fetch("u2", 1)
 			asks, _ := p.Store(v.Parameters)
 			if at, ok := p.StoreOf(v.kept); !ok || at != asks || at == "" {
@@ -617,7 +607,7 @@ func TestARefreshDoesNotPutOffWhatIsDueSoon(t *testing.T) {
 		t.Fatal(err)
 	}
 	soon := time.Now().Add(500 * time.Millisecond).Round(0)
-	v.setDue(t, soon)
+	v.change(t, func(s *state) { s.Answers[0].Due = soon })
 	if _, r, err := v.fetch(t.Context(), p); err != nil || r.RefreshAt.After(soon) {
 		t.Errorf("what is due at %v is due at %v, %v", soon, r.RefreshAt, err)
 	}
